@@ -1,0 +1,147 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/checked.h"
+
+namespace pith {
+
+static Error io_error(const std::string& path, const char* what) {
+  return user_error(path + ": " + what + ": " + std::strerror(errno));
+}
+
+Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return io_error(path, "cannot open");
+  struct stat st {};
+  if (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+    ::close(fd);
+    return user_error(path + ": is not a regular file");
+  }
+  std::shared_ptr<MappedFile> file(new MappedFile);
+  file->path_ = path;
+  file->size_ = static_cast<size_t>(st.st_size);
+  if (file->size_ > 0) {
+    void* p = ::mmap(nullptr, file->size_, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED) {
+      file->size_ = 0;
+      ::close(fd);
+      return io_error(path, "cannot map into memory");
+    }
+    file->data_ = static_cast<const std::byte*>(p);
+  }
+  ::close(fd);
+  return std::shared_ptr<const MappedFile>(std::move(file));
+}
+
+MappedFile::~MappedFile() {
+  if (size_ > 0) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+Result<std::string> read_text(const std::string& path, uint64_t max_bytes) {
+  PITH_ASSIGN(auto file, MappedFile::open(path));
+  const auto bytes = file->bytes();
+  if (bytes.size() > max_bytes)
+    return data_error(path + ": has " + std::to_string(bytes.size()) + " bytes, at most " + std::to_string(max_bytes) +
+                      " are read");
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+bool file_exists(const std::string& path) {
+  struct stat st {};
+  return ::stat(path.c_str(), &st) == 0;
+}
+
+bool is_directory(const std::string& path) {
+  struct stat st {};
+  return ::stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+Result<AtomicFile> AtomicFile::create(const std::string& path, bool overwrite) {
+  if (path.empty()) return user_error("no output path given (use -o PATH)");
+  if (is_directory(path)) return user_error(path + ": is a folder, a file name is needed");
+  if (!overwrite && file_exists(path))
+    return user_error(path + ": exists already; choose another name or pass --force");
+  AtomicFile file;
+  file.path_ = path;
+  file.overwrite_ = overwrite;
+  file.temporary_ = path + ".part." + std::to_string(::getpid());
+  file.fd_ = ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file.fd_ < 0) return io_error(path, "cannot write here");
+  return file;
+}
+
+AtomicFile::AtomicFile(AtomicFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      temporary_(std::move(other.temporary_)),
+      fd_(other.fd_),
+      position_(other.position_),
+      overwrite_(other.overwrite_) {
+  other.fd_ = -1;
+  other.temporary_.clear();
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+Status AtomicFile::write(std::span<const std::byte> data) {
+  while (!data.empty()) {
+    const ssize_t n = ::write(fd_, data.data(), std::min<size_t>(data.size(), size_t{1} << 30));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return io_error(path_, "cannot write");
+    }
+    position_ += static_cast<uint64_t>(n);
+    data = data.subspan(static_cast<size_t>(n));
+  }
+  return {};
+}
+
+Status AtomicFile::write(std::string_view text) { return write(std::as_bytes(std::span(text.data(), text.size()))); }
+
+Status AtomicFile::pad_to(uint64_t alignment) {
+  static constexpr std::byte zeros[64] = {};
+  uint64_t missing = round_up(position_, alignment) - position_;
+  while (missing > 0) {
+    const uint64_t n = std::min<uint64_t>(missing, sizeof zeros);
+    PITH_TRY(write(std::span(zeros, n)));
+    missing -= n;
+  }
+  return {};
+}
+
+Status AtomicFile::commit() {
+  if (::fsync(fd_) != 0) return io_error(path_, "cannot write");
+  ::close(fd_);
+  fd_ = -1;
+  // link() refuses to replace a file that came into being meanwhile; rename() would lose it.
+  if (!overwrite_) {
+    if (::link(temporary_.c_str(), path_.c_str()) == 0) {
+      ::unlink(temporary_.c_str());
+      temporary_.clear();
+      return {};
+    }
+    if (errno == EEXIST) return user_error(path_ + ": exists already; choose another name or pass --force");
+    // Some file systems know no hard links: fall through to rename.
+  }
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) return io_error(path_, "cannot rename into place");
+  temporary_.clear();
+  return {};
+}
+
+Status write_file(const std::string& path, std::string_view content, bool overwrite) {
+  PITH_ASSIGN(auto file, AtomicFile::create(path, overwrite));
+  PITH_TRY(file.write(content));
+  return file.commit();
+}
+
+}  // namespace pith

@@ -1,0 +1,33 @@
+// Progress as the library sees it: a sink that somebody else draws. Libraries never print.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+namespace pith {
+
+/// One step of a long job.
+struct ProgressEvent {
+  std::string_view stage;  ///< "calibrate", "quantize", "evaluate"
+  std::string_view unit;   ///< what was just finished: a block, a tensor, a chunk
+  uint64_t done = 0;       ///< units finished
+  uint64_t total = 0;      ///< units in this stage
+};
+
+/// Receives events and warnings; returning false from `step` asks the job to stop cleanly (Ctrl-C).
+class Progress {
+ public:
+  virtual ~Progress() = default;
+  virtual bool step(const ProgressEvent&) { return true; }
+  virtual void note(std::string_view /*message*/) {}
+};
+
+/// A sink that ignores everything.
+inline Progress& quiet_progress() {
+  static Progress quiet;
+  return quiet;
+}
+
+}  // namespace pith

@@ -1,0 +1,41 @@
+// A fit turns one weight matrix into a representation tree. It sees statistics, never the model or the file.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "maths/moments.h"
+#include "plan/options.h"
+#include "represent/node.h"
+#include "runtime/method.h"
+#include "tensor/tensor.h"
+
+namespace pith {
+
+/// One matrix and what is known about it. Tensors are fp32 on one device.
+struct FitJob {
+  std::string name;                  ///< "model.layers.3.mlp.down_proj.weight"
+  Tensor weight;                     ///< [out, in]
+  const Moments* inputs = nullptr;   ///< second moments of the inputs; null when the method needs none
+  Tensor cross;                      ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
+  Tensor row_fisher;                 ///< G, [out]: mean squared gradient at each output; undefined when not collected
+  NodePtr base;                      ///< what an earlier method made of this matrix (EoRA); null otherwise
+  uint64_t seed = 0;
+};
+
+/// The tensor half of a method: `const Fit& <name>_fit()` in methods/<family>/<name>/<name>_fit.cpp.
+struct Fit {
+  std::string_view name;
+  /// Throws Failure naming the tensor when the input makes no sense (NaN, wrong shape, singular beyond repair).
+  NodePtr (*run)(const FitJob& job, const Options& options);
+};
+
+std::span<const Fit* const> all_fits();
+const Fit* find_fit(std::string_view name);
+
+/// Second-order prediction of the harm: sum over rows of G_r dW_r H dW_r^T (G = 1 where unknown).
+double predicted_loss(const FitJob& job, const Node& node);
+
+}  // namespace pith
