@@ -1,0 +1,42 @@
+# A thin door: each target calls one script or one program. CMake does the work.
+# make demo | make test is all that a fresh Debian 12+ or Ubuntu 24.04+ machine needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+.PHONY: setup build demo test test-peers claims bench fuzz format lint docs clean
+
+setup:       ## install what is missing: apt packages, .venv with libtorch and the demo model
+	@scripts/setup.sh
+
+build: setup ## pith, pith-engine and the tests, into build/release
+	@scripts/build.sh release
+
+demo: build  ## compress a real language model to 60 MB, look at demo/report.html
+	@scripts/demo.sh
+
+test: build  ## everything that must pass before a change lands
+	@ctest --test-dir build/release --output-on-failure --no-tests=error
+
+test-peers: build ## compare with transformers, tokenizers, gguf, safetensors and llama.cpp (downloads them)
+	@scripts/test_peers.sh
+
+claims: build ## rerun the claims of all methods and compare with their committed ledgers
+	@scripts/claims.sh
+
+bench: setup ## speed and memory beside the peers, same machine, same run
+	@scripts/bench.sh
+
+fuzz:        ## libFuzzer on every reader, SECONDS_EACH=60 each
+	@scripts/fuzz.sh
+
+format:      ## rewrite all sources with clang-format 14
+	@scripts/format.sh
+
+lint:        ## clang-tidy over the torch-free side
+	@scripts/lint.sh
+
+docs: build  ## regenerate docs/methods from the parameter tables
+	@scripts/docs.sh
+
+clean:
+	rm -rf build demo
