@@ -1,0 +1,72 @@
+// Matrices made ready to multiply. A representation (represent/node.h) says what is stored; a Linear is the layout in
+// memory from which products are computed without decoding the matrix as a whole.
+#pragma once
+
+#include <pith/result.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "base/threads.h"
+#include "kernels/cpu.h"
+#include "represent/node.h"
+
+namespace pith {
+
+enum class Precision : uint8_t {
+  exact,  ///< products in fp32: the loss that is measured is the loss of the file, not of the kernel
+  fast,   ///< activations may be rounded to 8 bits in groups of 32, or to bf16
+};
+
+struct KernelOptions {
+  Precision precision = Precision::exact;
+  std::optional<Isa> isa;  ///< empty = default_isa()
+};
+
+/// One matrix W [rows, cols] in its kernel layout. Immutable, so threads may share it.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+
+  /// y[n, rows] = x[n, cols] * W^T. `x` and `y` do not overlap. The result does not depend on the number of threads.
+  void multiply(const float* x, int64_t n, float* y, ThreadPool& pool) const;
+  /// Row r as fp32 (an embedding looked up).
+  virtual void decode_row(int64_t r, float* out) const = 0;
+  /// Bytes of memory that this layout holds.
+  virtual uint64_t ram_bytes() const = 0;
+  /// "int tiles 4 bit g32", for `pith inspect` and benches.
+  virtual std::string describe() const = 0;
+
+  /// The activations in the form that the kernel wants; belongs to one product.
+  class Input {
+   public:
+    virtual ~Input() = default;
+  };
+  virtual std::unique_ptr<Input> prepare(const float* x, int64_t n) const = 0;
+  /// Output rows are computed in `tasks(n)` independent pieces; `run_task` writes its columns of y (row stride `ldy`).
+  virtual int64_t tasks(int64_t n) const = 0;
+  virtual void run_task(int64_t task, const Input& input, int64_t n, float* y, int64_t ldy) const = 0;
+
+ protected:
+  Linear(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}
+  int64_t rows_, cols_;
+};
+using LinearPtr = std::unique_ptr<const Linear>;
+
+/// Several matrices with the same input in one parallel region: ys[i][n, rows_i] = x * W_i^T.
+void multiply_all(std::span<const Linear* const> matrices, const float* x, int64_t n, std::span<float* const> ys,
+                  ThreadPool& pool);
+
+/// Picks the layout. Every node has one; those without a kernel of their own decode tiles of rows as they multiply.
+Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options);
+
+/// What prepare_linear would hold in memory, without preparing: for `--ram` budgets. Exact for all nodes but those
+/// with entropy-coded codes, where the codes are read to know.
+uint64_t planned_ram_bytes(const Node& node);
+
+}  // namespace pith

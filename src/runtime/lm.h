@@ -1,0 +1,51 @@
+// The language model, torch-free: LmConfig plus one Linear for each matrix.
+#pragma once
+
+#include <pith/result.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/progress.h"
+#include "base/threads.h"
+#include "formats/lm_config.h"
+#include "kernels/linear.h"
+#include "runtime/kv_store.h"
+
+namespace pith {
+
+class Model;  // represent/model.h
+
+struct LmOptions {
+  Precision precision = Precision::exact;
+  KvType kv = KvType::f16;
+  std::optional<Isa> isa;
+};
+
+class Lm {
+ public:
+  /// Brings all matrices into their kernel layouts. The model's files may be closed afterwards.
+  static Result<std::unique_ptr<Lm>> load(const Model& model, const LmOptions& options, ThreadPool& pool,
+                                          Progress& progress);
+  ~Lm();
+
+  const LmConfig& config() const;
+  /// Bytes of memory that the weights take; the KV store counts its own.
+  uint64_t ram_bytes() const;
+  KvStore new_kv() const;
+
+  enum class Logits : uint8_t { last, all };
+  /// Runs `tokens`, which follow what `kv` holds, and appends them to it. `logits` receives [1 or n, vocab].
+  /// Fails on a token outside the vocabulary and when a result is not finite.
+  Status forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, std::vector<float>& logits,
+                 ThreadPool& pool) const;
+
+ private:
+  struct Impl;
+  explicit Lm(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pith
