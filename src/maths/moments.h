@@ -7,7 +7,7 @@
 
 namespace pith {
 
-/// n, mean and sum of outer products of vectors seen in batches. Products in fp32, sums in fp64.
+/// n, mean, sum of outer products, mean and maximum of the absolute values of vectors seen in batches. Products in fp32, sums in fp64.
 class Moments {
  public:
   Moments() = default;
@@ -23,15 +23,20 @@ class Moments {
   Tensor second() const;
   /// E[x], [width] fp64.
   Tensor mean() const;
+  /// E|x|, [width] fp64.
+  Tensor mean_abs() const;
+  /// max |x|, [width] fp32.
+  const Tensor& max_abs() const { return max_abs_; }
 
   /// Raw sums, for the statistics cache.
   const Tensor& sum_outer() const { return outer_; }
   const Tensor& sum() const { return sum_; }
-  static Moments from_sums(int64_t count, Tensor sum_outer, Tensor sum);
+  const Tensor& sum_abs() const { return sum_abs_; }
+  static Moments from_sums(int64_t count, Tensor sum_outer, Tensor sum, Tensor sum_abs, Tensor max_abs);
 
  private:
   int64_t count_ = 0, width_ = 0;
-  Tensor outer_, sum_;
+  Tensor outer_, sum_, sum_abs_, max_abs_;
 };
 
 }  // namespace pith
