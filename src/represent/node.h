@@ -21,12 +21,12 @@ namespace pith {
 /// Exact bits of a node as stored in a file, by what they are for. Headers of the file itself (section names, the tree
 /// as JSON) are counted by the file (represent/model.h), not here.
 struct BitReport {
-  uint64_t payload = 0;      ///< codes, dense values
-  uint64_t scales = 0;       ///< steps, scales, zeros, means
-  uint64_t tables = 0;       ///< codebooks, probability tables
-  uint64_t indices = 0;      ///< sparse positions, row pointers, masks
+  uint64_t payload = 0;  ///< codes, dense values
+  uint64_t scales = 0;   ///< steps, scales, zeros, means
+  uint64_t tables = 0;   ///< codebooks, probability tables
+  uint64_t indices = 0;  ///< sparse positions, row pointers, masks
   uint64_t permutation = 0;
-  uint64_t factors = 0;      ///< low-rank factors
+  uint64_t factors = 0;  ///< low-rank factors
 
   uint64_t total() const { return payload + scales + tables + indices + permutation + factors; }
   BitReport& operator+=(const BitReport& o) {

@@ -1,0 +1,45 @@
+// Models in and out of files: Hugging Face folders, safetensors, GGUF, `.pith`.
+#pragma once
+
+#include <pith/result.h>
+
+#include <string>
+#include <vector>
+
+#include "base/limits.h"
+#include "represent/model.h"
+
+namespace pith {
+
+enum class ModelKind : uint8_t { gguf, safetensors, hf_folder, pith };
+
+/// What a path holds, from its first bytes and names (not from its extension).
+Result<ModelKind> sniff(const std::string& path);
+
+/// Opens a model of any kind. Weights stay in the file (mapped); nothing is decoded. GGUF blocks become Blocks nodes,
+/// plain numbers Dense nodes; llama.cpp's order of q and k rows, its stacked experts and its Gemma norms (1 + w) are
+/// turned back into the canonical form. The result passes check_model.
+Result<Model> open_model(const std::string& path, const Limits& limits = {});
+
+/// One file with everything: trees, configuration, tokenizer, plan, report, checksums.
+Status write_pith(const Model& model, const std::string& path, bool overwrite);
+
+/// A GGUF that stock llama.cpp runs. Blocks are written as they are, Dense as F32, F16 or BF16; any other node is an
+/// error that names the tensor.
+Status write_gguf_model(const Model& model, const std::string& path, bool overwrite);
+
+/// A Hugging Face folder (config.json, model.safetensors, tokenizer.json, …) with every tensor decoded to `dtype`
+/// (f32, f16 or bf16).
+Status write_hf_folder(const Model& model, const std::string& path, DType dtype, bool overwrite);
+
+/// One thing that was looked at.
+struct Check {
+  std::string name;  ///< "checksums", "trees", "sizes add up"
+  bool passed = false;
+  std::string detail;  ///< what was counted, or what is wrong
+};
+
+/// All invariants of a model file, each with its verdict; an unreadable file fails the first check.
+std::vector<Check> verify_model(const std::string& path, const Limits& limits = {});
+
+}  // namespace pith
