@@ -1,0 +1,129 @@
+// The streaming calibrator: one pass over calibration text gives every method what it needs to know, a block at a time.
+//
+// Notation: tokens t = 1..N; a linear y_t = W x_t; L = sum over tokens of -log p(label_t); g_t = dL / dy_t.
+//   Moments of an input    H = 1/N sum_t x_t x_t^T                      (float model, or compressed prefix, or cross)
+//   Fisher of an output    G_r = 1/N sum_t g_t[r]^2
+// Labels are drawn from the model itself (the true Fisher information, seeded) or are the next tokens (`empirical`).
+// To second order, changing W by dW adds 1/2 sum_r G_r dW_r H dW_r^T nats a token to the mean KL (inputs and gradients
+// taken as independent). For a row v of the head, E over labels of (p_v - y_v)^2 is p_v (1 - p_v), and that is what is
+// averaged: no sampling noise (with `empirical`, (p_v - y_v)^2 itself).
+//
+// The backward pass is streamed: block inputs are kept on the way forward, then blocks are visited in reverse, each run
+// again with gradients for its activations only. Memory holds one block, its activations for a few sequences, and two
+// hidden states a token; block inputs go to a file when they exceed the allowance.
+//
+// The same bytes come out for any number of threads on one machine type (tensor/parallel.h), and after kill -9.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "maths/moments.h"
+#include "nets/lm.h"
+#include "tensor/tensor.h"
+
+namespace pith {
+
+enum class Compute : uint8_t {
+  automatic,  ///< bf16 products where the CPU has them, else fp32
+  fp32,
+  bf16,
+};
+
+struct CalibrationOptions {
+  bool moments = true;
+  int64_t fisher_sequences = 0;  ///< the first so many sequences give G; 0 = none
+  bool empirical = false;        ///< labels are the next tokens instead of drawn from the model
+  uint64_t seed = 0;
+  Compute compute = Compute::automatic;
+  uint64_t memory = 1ull << 30;  ///< bytes that activations may take; beyond it they go to files and fewer threads work
+  std::string cache_folder;      ///< statistics are kept and found here; empty = only in memory, nothing resumes
+};
+
+/// What is known about one block, by names of nets/lm.h.
+struct BlockStatistics {
+  std::map<std::string, Moments, std::less<>> inputs;     ///< by input: "attn_in"
+  std::map<std::string, Tensor, std::less<>> row_fisher;  ///< by linear, [out] fp64
+};
+
+/// What is known about embedding and head.
+struct EndStatistics {
+  Moments head_input;       ///< of the final norm's output
+  Tensor head_fisher;       ///< G of each head row, [vocab] fp64; undefined without Fisher
+  Tensor token_count;       ///< occurrences in the calibration text, [vocab] int64
+  Tensor embedding_fisher;  ///< by token: sum over its occurrences of the mean over channels of (dL / d embedding)^2,
+                            ///< divided by N, [vocab] fp64; undefined without Fisher. Error e of row v as a lookup
+                            ///< costs about 1/2 embedding_fisher[v] |e|^2 nats a token
+};
+
+/// Statistics of a whole model; blocks are read from the cache one by one when there is a cache.
+class Statistics {
+ public:
+  virtual ~Statistics() = default;
+  virtual BlockStatistics block(int64_t layer) const = 0;
+  virtual EndStatistics ends() const = 0;
+  virtual int64_t tokens() const = 0;          ///< calibration tokens of the moments
+  virtual int64_t fisher_tokens() const = 0;   ///< of G
+  virtual const std::string& key() const = 0;  ///< content hash of model, tokens and options
+};
+
+/// tokens: [sequences, length] int64. Throws Failure on bad tokens, no tokens, values that are not finite, an
+/// unwritable cache folder, and when `progress` asks to stop.
+std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,
+                                      Progress& progress = quiet_progress());
+
+/// The activations that enter a block: [sequences, length, hidden] fp32, in memory or in an unnamed file.
+class ActivationStore;
+
+/// Layer-sequential calibration for methods that need the compressed prefix. Two streams go through the model: X of the
+/// float model and Xq of the blocks compressed so far. For each block, in order:
+///   while (session.next()) {
+///     auto stats = session.collect({"attn_in"}, …);  session.replace("…q_proj.weight", q);  … ;
+///     stats = session.collect({"attn_out"}, …); … }                // true sequential: later inputs see earlier
+///     changes
+/// or one collect() for all inputs. The next next() moves both streams through the finished block.
+class BlockSession {
+ public:
+  struct Options {
+    bool prefix = true;  ///< carry Xq; false: only the float model (then prefix and cross statistics are not available)
+    uint64_t memory = 1ull << 30;
+    std::string spill_folder;  ///< for activations beyond `memory`; empty = $TMPDIR or /tmp
+    Compute compute = Compute::fp32;
+  };
+  struct Wanted {
+    bool fp = true;      ///< Moments of X
+    bool prefix = true;  ///< Moments of Xq
+    bool cross = false;  ///< E[x xq^T]
+  };
+  struct InputStatistics {
+    Moments fp, prefix;
+    Tensor cross;  ///< [width, width] fp64; undefined when not wanted
+  };
+
+  BlockSession(const LmWeights& weights, const Tensor& tokens, const Options& options);
+  ~BlockSession();
+
+  /// Finishes the current block and loads the next one. False after the last.
+  bool next();
+  /// The float block.
+  const LmBlock& block() const;
+  /// The block as compressed so far.
+  const LmBlock& compressed() const;
+  /// Statistics of the named inputs (empty = all) with the weights as they are now.
+  std::map<std::string, InputStatistics, std::less<>> collect(const std::vector<std::string>& inputs,
+                                                              const Wanted& wanted);
+  /// Replaces a weight in the compressed block.
+  void replace(const std::string& name, const Tensor& weight);
+  /// After the last block: statistics of the head's input.
+  InputStatistics head_input(const Wanted& wanted);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace pith
