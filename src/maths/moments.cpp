@@ -1,60 +1,115 @@
 #include "maths/moments.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 namespace pith {
 
 Moments::Moments(int64_t width)
     : width_(width),
-      outer_(at::zeros({width, width}, at::kDouble)),
       sum_(at::zeros({width}, at::kDouble)),
       sum_abs_(at::zeros({width}, at::kDouble)),
-      max_abs_(at::zeros({width}, at::kFloat)) {}
-
-void Moments::add(const Tensor& x) {
-  const Tensor flat = x.reshape({-1, x.size(-1)}).to(at::kFloat);
-  if (width_ == 0) *this = Moments(flat.size(1));
-  if (flat.size(1) != width_)
-    throw Failure(bug_error("moments: inputs of width " + std::to_string(flat.size(1)) + ", expected " +
-                            std::to_string(width_)));
-  const Tensor column_sum = flat.sum(0, false, at::kDouble);
-  if (!at::isfinite(column_sum).all().item<bool>())
-    throw Failure(data_error("a layer's input is not finite (NaN or infinity) on the calibration text"));
-  outer_.add_(at::mm(flat.t(), flat));
-  sum_.add_(column_sum);
-  if (flat.size(0) > 0) {
-    const Tensor size = flat.abs();
-    sum_abs_.add_(size.sum(0, false, at::kDouble));
-    max_abs_ = at::maximum(max_abs_, size.amax(0));
-  }
-  count_ += flat.size(0);
+      max_abs_(at::zeros({width}, at::kFloat)) {
+  for (int64_t i = 0; i < width; i += kPanel)
+    panels_.push_back(at::zeros({std::min(kPanel, width - i), width - i}, at::kDouble));
 }
 
+Moments::Product Moments::product(const Tensor& x) {
+  const at::NoGradGuard no_grad;
+  const Tensor flat = x.reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
+  const int64_t width = flat.size(1);
+  Product p;
+  p.count = flat.size(0);
+  p.sum = flat.sum(0, false, at::kDouble);
+  if (!at::isfinite(p.sum).all().item<bool>())
+    throw Failure(data_error("a layer's input is not finite (NaN or infinity) on the calibration text"));
+  if (p.count == 0) return p;
+  const Tensor size = flat.abs();
+  p.sum_abs = size.sum(0, false, at::kDouble);
+  p.max_abs = size.amax(0);
+  const Tensor turned = flat.t();
+  for (int64_t i = 0; i < width; i += kPanel)
+    p.panels.push_back(at::mm(turned.narrow(0, i, std::min(kPanel, width - i)), flat.narrow(1, i, width - i)));
+  return p;
+}
+
+void Moments::commit(const Product& p) {
+  const at::NoGradGuard no_grad;
+  const int64_t width = p.sum.size(0);
+  if (width_ == 0) *this = Moments(width);
+  if (width != width_)
+    throw Failure(
+        bug_error("moments: inputs of width " + std::to_string(width) + ", expected " + std::to_string(width_)));
+  if (p.count == 0) return;
+  for (size_t k = 0; k < panels_.size(); ++k) panels_[k].add_(p.panels[k]);
+  sum_.add_(p.sum);
+  sum_abs_.add_(p.sum_abs);
+  max_abs_ = at::maximum(max_abs_, p.max_abs);
+  count_ += p.count;
+}
+
+void Moments::add(const Tensor& x) { commit(product(x)); }
+
 void Moments::merge(const Moments& other) {
-  if (other.count_ == 0) return;
+  if (other.width_ == 0) return;
   if (width_ == 0) *this = Moments(other.width_);
-  outer_.add_(other.outer_);
+  if (width_ != other.width_) throw Failure(bug_error("moments of two widths cannot be merged"));
+  for (size_t k = 0; k < panels_.size(); ++k) panels_[k].add_(other.panels_[k]);
   sum_.add_(other.sum_);
   sum_abs_.add_(other.sum_abs_);
   max_abs_ = at::maximum(max_abs_, other.max_abs_);
   count_ += other.count_;
 }
 
-Tensor Moments::second() const { return outer_ / static_cast<double>(count_ > 0 ? count_ : 1); }
+Tensor Moments::sum_outer() const {
+  Tensor full = at::empty({width_, width_}, at::kDouble);
+  for (size_t k = 0; k < panels_.size(); ++k) {
+    const int64_t i = static_cast<int64_t>(k) * kPanel, h = panels_[k].size(0), rest = width_ - i - h;
+    full.narrow(0, i, h).narrow(1, i, width_ - i).copy_(panels_[k]);
+    // Below the diagonal block: the mirror image of what stands right of it. The block itself came out of one product,
+    // whose two halves may differ in the last bit, so its lower half is mirrored too.
+    Tensor block = full.narrow(0, i, h).narrow(1, i, h);
+    block.copy_(block.triu() + block.triu(1).t());
+    if (rest > 0) full.narrow(0, i + h, rest).narrow(1, i, h).copy_(full.narrow(0, i, h).narrow(1, i + h, rest).t());
+  }
+  return full;
+}
+
+Tensor Moments::second() const { return sum_outer().div_(static_cast<double>(count_ > 0 ? count_ : 1)); }
+
+Tensor Moments::diagonal() const {
+  std::vector<Tensor> parts;
+  for (const Tensor& panel : panels_) parts.push_back(panel.diagonal());
+  const Tensor all = parts.empty() ? at::zeros({0}, at::kDouble) : at::cat(parts);
+  return all / static_cast<double>(count_ > 0 ? count_ : 1);
+}
 
 Tensor Moments::mean() const { return sum_ / static_cast<double>(count_ > 0 ? count_ : 1); }
 
 Tensor Moments::mean_abs() const { return sum_abs_ / static_cast<double>(count_ > 0 ? count_ : 1); }
 
-Moments Moments::from_sums(int64_t count, Tensor sum_outer, Tensor sum, Tensor sum_abs, Tensor max_abs) {
-  Moments m;
+Moments Moments::from_panels(int64_t count, std::vector<Tensor> panels, Tensor sum, Tensor sum_abs, Tensor max_abs) {
+  Moments m(sum.size(0));
+  bool fits =
+      panels.size() == m.panels_.size() && sum_abs.sizes() == m.sum_.sizes() && max_abs.sizes() == m.sum_.sizes();
+  for (size_t k = 0; fits && k < panels.size(); ++k) fits = panels[k].sizes() == m.panels_[k].sizes();
+  if (!fits) throw Failure(data_error("moments: sums whose shapes do not belong together"));
   m.count_ = count;
-  m.width_ = sum_outer.size(0);
-  m.outer_ = std::move(sum_outer);
+  m.panels_ = std::move(panels);
   m.sum_ = std::move(sum);
   m.sum_abs_ = std::move(sum_abs);
   m.max_abs_ = std::move(max_abs);
   return m;
+}
+
+Moments Moments::from_sums(int64_t count, const Tensor& sum_outer, Tensor sum, Tensor sum_abs, Tensor max_abs) {
+  const int64_t width = sum_outer.size(0);
+  std::vector<Tensor> panels;
+  for (int64_t i = 0; i < width; i += kPanel)
+    panels.push_back(
+        sum_outer.narrow(0, i, std::min(kPanel, width - i)).narrow(1, i, width - i).to(at::kDouble).clone());
+  return from_panels(count, std::move(panels), std::move(sum), std::move(sum_abs), std::move(max_abs));
 }
 
 }  // namespace pith

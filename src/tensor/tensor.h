@@ -42,6 +42,7 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/flip.h>
 #include <ATen/ops/floor.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
@@ -66,6 +67,7 @@
 #include <ATen/ops/log.h>
 #include <ATen/ops/log2.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/masked_fill.h>
 #include <ATen/ops/matmul.h>
@@ -79,6 +81,7 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/multinomial.h>
 #include <ATen/ops/mv.h>
+#include <ATen/ops/narrow.h>
 #include <ATen/ops/neg.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/norm.h>
@@ -98,6 +101,7 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/scatter.h>
 #include <ATen/ops/scatter_add.h>
+#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sign.h>
 #include <ATen/ops/silu.h>

@@ -13,7 +13,8 @@ struct GroupRounding {
   int64_t group, groups;
   std::vector<float> steps;
   GroupRounding(int64_t rows, int64_t cols, int64_t group_size)
-      : group(group_size > 0 ? std::min(group_size, cols) : cols), groups((cols + group - 1) / group),
+      : group(group_size > 0 ? std::min(group_size, cols) : cols),
+        groups((cols + group - 1) / group),
         steps(static_cast<size_t>(rows * groups)) {}
   void begin_group(int64_t row0, int64_t rows, int64_t col0, int64_t cols, const float* w, int64_t ld) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -100,8 +101,7 @@ TEST(GptqWalk, EqualsThePlainLoopBitForBitForAnyBlockAndThreads) {
     auto u = factor.accessor<float, 2>();
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < cols; ++j) {
-        if (j % rounding.group == 0)
-          rounding.begin_group(r, 1, j, std::min(rounding.group, cols - j), &w[r][j], cols);
+        if (j % rounding.group == 0) rounding.begin_group(r, 1, j, std::min(rounding.group, cols - j), &w[r][j], cols);
         const float q = rounding.quantize(r, j, w[r][j]);
         const float e = (w[r][j] - q) / u[j][j];
         expected_loss[static_cast<size_t>(r)] += static_cast<double>(e) * e;
