@@ -82,12 +82,13 @@ struct TokenizerSpec {
   std::string chat_template;              ///< Jinja source, empty when the model has none
 };
 
-/// The pre-tokenizer steps that llama.cpp's name of them ("gpt-2", "llama-bpe", "smollm", "qwen2", …) stands for, and
-/// whether a whole piece in the vocabulary wins over merges. Names the known ones when `name` is none of them.
+/// What llama.cpp's name of a pre-tokenizer ("gpt-2", "llama-bpe", "smollm", "qwen2", …; empty = "default") implies.
 struct GgufPreTokenizer {
   std::vector<TokenizerSpec::Split> splits;
   bool ignore_merges = false;
+  bool add_bos = false;  ///< when the file does not say
 };
+/// Lists the known names when `name` is none of them.
 Result<GgufPreTokenizer> pre_tokenizer_from_gguf(const std::string& name);
 
 /// From tokenizer.json plus tokenizer_config.json / generation_config.json (either may be null).

@@ -261,7 +261,9 @@ void BpeModel::encode(std::string_view piece, ModelScratch& scratch, std::vector
       after_unknown = false;
     } else if (!byte_level && append_bytes(piece.substr(symbol.begin, symbol.length), bytes_, out)) {
       after_unknown = false;
-    } else if (spec_->unk >= 0) {
+    } else if (spec_->unk >= 0 &&
+               (!byte_level || type_of(*spec_, static_cast<size_t>(spec_->unk)) == TokenType::unknown)) {
+      // GGUF files name <|endoftext|> as the unknown token of byte-level vocabularies; text must not become that.
       if (!after_unknown || !spec_->fuse_unk) out.push_back(spec_->unk);
       after_unknown = true;
     }

@@ -1,0 +1,2 @@
+#include "runtime/tokenizer.h"
+#include <gtest/gtest.h>
