@@ -55,8 +55,7 @@ int run_program(int argc, char** argv, std::span<const Command> commands,
   if (command == commands.end()) {
     std::vector<std::string> known;
     for (const Command& c : commands) known.emplace_back(c.name);
-    return fail(user_error(
-        fmt::format("'{}' is no command of pith{}; 'pith --help' lists them", name, did_you_mean(name, known))));
+    return fail(with_hint("'" + name + "' is no command of pith" + did_you_mean(name, known), "pith --help"));
   }
   try {
     if (command->run == nullptr) return missing(*command, argc, argv);

@@ -34,5 +34,9 @@ struct Method {
 std::span<const Method* const> all_methods();
 /// nullptr when there is none of that name.
 const Method* find_method(std::string_view name);
+/// The method, or an error that offers the nearest names.
+Result<const Method*> require_method(std::string_view name);
+/// Judges "spqr:bits=3": unknown method, unknown option, value out of range. For parse_plan and --allow.
+Status check_spec(const MethodSpec& spec);
 
 }  // namespace pith

@@ -30,12 +30,9 @@ int methods_command(const Arguments& arguments) {
 
   std::string out;
   if (!name.empty()) {
-    const Method* method = find_method(name);
-    if (method == nullptr) {
-      std::vector<std::string> known;
-      for (const Method* m : all_methods()) known.emplace_back(m->name);
-      return fail(user_error("method '" + name + "' is unknown" + did_you_mean(name, known)));
-    }
+    const auto found = require_method(name);
+    if (!found.ok()) return fail(found.error());
+    const Method* method = *found;
     out = json ? method_json(*method).dump(2) + "\n" : method_help(*method);
   } else if (json) {
     nlohmann::json list = nlohmann::json::array();
