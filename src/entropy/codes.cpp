@@ -282,6 +282,11 @@ void CodeModelBuilder::count_side(const std::vector<int8_t>& values) {
 
 CodeClasses CodeModelBuilder::add(const int16_t* codes, int64_t rows, int64_t cols) {
   CodeClasses classes = fit_classes(codes, rows, cols);
+  count(codes, rows, cols, classes);
+  return classes;
+}
+
+void CodeModelBuilder::count(const int16_t* codes, int64_t rows, int64_t cols, const CodeClasses& classes) {
   count_side(classes.row);
   count_side(classes.col);
   fixed_bits_ += 32 + 16 * 32 * ceil_div(static_cast<uint64_t>(rows * cols), kChunkCodes);
@@ -301,7 +306,6 @@ CodeClasses CodeModelBuilder::add(const int16_t* codes, int64_t rows, int64_t co
     for (int i = 0; i < kSpan; ++i)
       if (const uint32_t n = counts[static_cast<size_t>(k * kSpan + i)]; n != 0)
         histogram_[static_cast<size_t>(k)][i - kSpan / 2] += n;
-  return classes;
 }
 
 double CodeModelBuilder::estimated_bits() const {

@@ -56,7 +56,9 @@ class RansCodes final : public Codes {
 class CodeModelBuilder {
  public:
   CodeModelBuilder();
-  /// Counts one matrix of codes [rows, cols] and returns its classes for `encode`.
+  /// Counts one matrix of codes [rows, cols] whose classes are known.
+  void count(const int16_t* codes, int64_t rows, int64_t cols, const CodeClasses& classes);
+  /// fit_classes, then count; returns the classes for `encode`.
   CodeClasses add(const int16_t* codes, int64_t rows, int64_t cols);
   /// Bits that the matrices added so far will take, tables included (the tables' own optimum; within 0.2 % of the
   /// file).
