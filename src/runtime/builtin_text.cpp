@@ -1,22 +1,25 @@
 #include "runtime/builtin_text.h"
 
 #include <fmt/format.h>
-#include <zstd.h>
 
 #include <cstddef>
 #include <vector>
 
 #include "base/file.h"
+#include "base/zstd.h"
 #include "plan/options.h"
 
 // The files become part of the program by the assembler's .incbin: no generated source, no search at run time.
-// CMake makes this file depend on them. (In a function no compiler would place it; at file scope both GCC and clang do.)
-#define PITH_EMBED(symbol, file)                                                                       \
-  asm(".section .rodata\n"                                                                             \
-      ".global pith_" #symbol "_begin\n.global pith_" #symbol "_end\n"                                 \
-      "pith_" #symbol "_begin:\n.incbin \"" PITH_DATA_DIR "/" file "\"\npith_" #symbol "_end:\n.byte 0\n" \
-      ".previous\n");                                                                                  \
-  extern "C" const char pith_##symbol##_begin[];                                                       \
+// CMake makes this file depend on them. (In a function no compiler would place it; at file scope both GCC and clang
+// do.)
+#define PITH_EMBED(symbol, file)                                                       \
+  asm(".section .rodata\n"                                                             \
+      ".global pith_" #symbol "_begin\n.global pith_" #symbol                          \
+      "_end\n"                                                                         \
+      "pith_" #symbol "_begin:\n.incbin \"" PITH_DATA_DIR "/" file "\"\npith_" #symbol \
+      "_end:\n.byte 0\n"                                                               \
+      ".previous\n");                                                                  \
+  extern "C" const char pith_##symbol##_begin[];                                       \
   extern "C" const char pith_##symbol##_end[];
 
 PITH_EMBED(calibration, "calibration/calibration.txt.zst")
@@ -35,14 +38,7 @@ std::string_view between(const char* begin, const char* end) { return {begin, st
 
 Result<std::string> builtin_calibration_text() {
   const std::string_view packed = between(pith_calibration_begin, pith_calibration_end);
-  const auto size = ZSTD_getFrameContentSize(packed.data(), packed.size());
-  if (size == ZSTD_CONTENTSIZE_UNKNOWN || size == ZSTD_CONTENTSIZE_ERROR || size > (64u << 20)) {
-    return bug_error("the built-in calibration text has no usable zstd header");
-  }
-  std::string text(size, '\0');
-  const size_t got = ZSTD_decompress(text.data(), text.size(), packed.data(), packed.size());
-  if (ZSTD_isError(got) || got != size) return bug_error("the built-in calibration text does not unpack");
-  return text;
+  return zstd_decompress(std::as_bytes(std::span(packed)), 64u << 20).context("the built-in calibration text");
 }
 
 std::span<const HeldoutText> builtin_heldout_texts() {
