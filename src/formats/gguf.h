@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/file.h"
@@ -36,6 +35,7 @@ class GgufValue {
   static GgufValue i32s(std::span<const int32_t> v);
   static GgufValue f32s(std::span<const float> v);
   static GgufValue bools(std::span<const uint8_t> v);
+  static GgufValue u8s(std::span<const uint8_t> v);
   static GgufValue strings(std::span<const std::string> v);
   /// Checked bytes as they stand in a file.
   static GgufValue encoded(GgufType type, GgufType item, uint64_t count, Bytes raw);

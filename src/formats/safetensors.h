@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/file.h"
@@ -45,7 +45,7 @@ class SafetensorsFile {
  private:
   Bytes file_;
   std::vector<SafetensorsEntry> entries_;
-  std::unordered_map<std::string_view, size_t> index_;  // views of entries_[i].name's characters
+  std::map<std::string, size_t, std::less<>> index_;
   std::map<std::string, std::string> metadata_;
   uint64_t header_bytes_ = 0;
 };
