@@ -8,8 +8,10 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/limits.h"
@@ -107,6 +109,7 @@ class Node {
   /// Rows [r0, r1) as fp32, row-major, into `out`. Parsing has checked everything, so decoding cannot fail.
   virtual void decode_rows(int64_t r0, int64_t r1, float* out) const = 0;
   /// Exact size of this node and its children in a file.
+  /// Sections given to add_shared are left out: the model counts each of them once.
   virtual BitReport bits() const = 0;
   virtual std::vector<NodePtr> children() const { return {}; }
   /// Adds its arrays to `sink` under names that begin with `prefix`, returns the description that parse_node reads.
@@ -124,5 +127,8 @@ std::vector<float> decode_all(const Node& node);
 
 /// Reads a tree; every length, index and depth is checked, so the nodes that come out decode without further checks.
 Result<NodePtr> parse_node(const nlohmann::json& tree, const ParseContext& context);
+
+/// Names of all node kinds that parse_node knows, sorted.
+std::vector<std::string_view> node_kinds();
 
 }  // namespace pith
