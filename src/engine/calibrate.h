@@ -5,8 +5,9 @@
 //   Fisher of an output    G_r = 1/N sum_t g_t[r]^2
 // Labels are drawn from the model itself (the true Fisher information, seeded) or are the next tokens (`empirical`).
 // To second order, changing W by dW adds 1/2 sum_r G_r dW_r H dW_r^T nats a token to the mean KL (inputs and gradients
-// taken as independent). For a row v of the head, E over labels of (p_v - y_v)^2 is p_v (1 - p_v), and that is what is
-// averaged: no sampling noise (with `empirical`, (p_v - y_v)^2 itself).
+// taken as independent; an expert's H is a mean over the tokens routed to it, its G a sum over them divided by all N,
+// so that the product is still right). For a row v of the head, E over labels of (p_v - y_v)^2 is p_v (1 - p_v), and
+// that is what is averaged: no sampling noise (with `empirical`, (p_v - y_v)^2 itself).
 //
 // The backward pass is streamed: block inputs are kept on the way forward, then blocks are visited in reverse, each run
 // again with gradients for its activations only. Memory holds one block, its activations for a few sequences, and two
@@ -42,6 +43,7 @@ struct CalibrationOptions {
   Compute compute = Compute::automatic;
   uint64_t memory = 1ull << 30;  ///< bytes that activations may take; beyond it they go to files and fewer threads work
   std::string cache_folder;      ///< statistics are kept and found here; empty = only in memory, nothing resumes
+  double commit_seconds = 20;    ///< how often the state of a running calibration is made durable in the cache folder
 };
 
 /// What is known about one block, by names of nets/lm.h.
@@ -76,9 +78,6 @@ class Statistics {
 std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,
                                       Progress& progress = quiet_progress());
 
-/// The activations that enter a block: [sequences, length, hidden] fp32, in memory or in an unnamed file.
-class ActivationStore;
-
 /// Layer-sequential calibration for methods that need the compressed prefix. Two streams go through the model: X of the
 /// float model and Xq of the blocks compressed so far. For each block, in order:
 ///   while (session.next()) {
@@ -93,6 +92,7 @@ class BlockSession {
     uint64_t memory = 1ull << 30;
     std::string spill_folder;  ///< for activations beyond `memory`; empty = $TMPDIR or /tmp
     Compute compute = Compute::fp32;
+    const LmWeights* prefix_embedding = nullptr;  ///< whose embedding Xq begins with; null = the float model's
   };
   struct Wanted {
     bool fp = true;      ///< Moments of X
@@ -101,7 +101,7 @@ class BlockSession {
   };
   struct InputStatistics {
     Moments fp, prefix;
-    Tensor cross;  ///< [width, width] fp64; undefined when not wanted
+    Tensor cross;  ///< [width, width] fp64; undefined when not wanted, and for experts (X and Xq may be routed apart)
   };
 
   BlockSession(const LmWeights& weights, const Tensor& tokens, const Options& options);

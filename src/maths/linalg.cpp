@@ -4,6 +4,8 @@
 #include <string>
 #include <tuple>
 
+#include "tensor/parallel.h"
+
 namespace pith {
 namespace {
 
@@ -59,6 +61,7 @@ void invert_lower_in_place(Tensor l) {
 
 InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::string& what) {
   const at::NoGradGuard no_grad;
+  const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
   const Tensor full = to_square(h, what);
   const int64_t n = full.size(0);
   InverseFactor result;
@@ -98,6 +101,7 @@ InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::stri
 
 SquareRoot square_root(const Tensor& c, double floor, const std::string& what) {
   const at::NoGradGuard no_grad;
+  const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
   const Tensor full = to_square(c, what);
   const int64_t n = full.size(0);
   if (!at::isfinite(full.sum()).item<bool>())

@@ -1,5 +1,5 @@
-// Dense linear algebra in fp64 that several methods share. Everything here gives the same bits for any number of
-// threads, provided tensor operations run on one thread each (tensor/parallel.h).
+// Dense linear algebra in fp64 that several methods share. Each function runs on one thread, so its bits do not depend on
+// their number; do several matrices at once with parallel_tasks (tensor/parallel.h).
 #pragma once
 
 #include <cstdint>

@@ -15,41 +15,38 @@ Moments::Moments(int64_t width)
     panels_.push_back(at::zeros({std::min(kPanel, width - i), width - i}, at::kDouble));
 }
 
-Moments::Product Moments::product(const Tensor& x) {
+void Moments::add(const Tensor& x, const InTurn& in_turn) {
   const at::NoGradGuard no_grad;
-  const Tensor flat = x.reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
-  const int64_t width = flat.size(1);
-  Product p;
-  p.count = flat.size(0);
-  p.sum = flat.sum(0, false, at::kDouble);
-  if (!at::isfinite(p.sum).all().item<bool>())
-    throw Failure(data_error("a layer's input is not finite (NaN or infinity) on the calibration text"));
-  if (p.count == 0) return p;
-  const Tensor size = flat.abs();
-  p.sum_abs = size.sum(0, false, at::kDouble);
-  p.max_abs = size.amax(0);
-  const Tensor turned = flat.t();
-  for (int64_t i = 0; i < width; i += kPanel)
-    p.panels.push_back(at::mm(turned.narrow(0, i, std::min(kPanel, width - i)), flat.narrow(1, i, width - i)));
-  return p;
-}
-
-void Moments::commit(const Product& p) {
-  const at::NoGradGuard no_grad;
-  const int64_t width = p.sum.size(0);
-  if (width_ == 0) *this = Moments(width);
+  const Tensor flat = x.detach().reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
+  const int64_t width = flat.size(1), tokens = flat.size(0);
+  if (width_ == 0 && !in_turn) *this = Moments(width);
   if (width != width_)
     throw Failure(
         bug_error("moments: inputs of width " + std::to_string(width) + ", expected " + std::to_string(width_)));
-  if (p.count == 0) return;
-  for (size_t k = 0; k < panels_.size(); ++k) panels_[k].add_(p.panels[k]);
-  sum_.add_(p.sum);
-  sum_abs_.add_(p.sum_abs);
-  max_abs_ = at::maximum(max_abs_, p.max_abs);
-  count_ += p.count;
+  const auto commit = [&](int64_t step, const std::function<void()>& change) {
+    in_turn ? in_turn(step, change) : change();
+  };
+  const Tensor sum = flat.sum(0, false, at::kDouble);
+  if (!at::isfinite(sum).all().item<bool>())
+    throw Failure(data_error("a layer's input is not finite (NaN or infinity) on the calibration text"));
+  const Tensor size = flat.abs(), sum_abs = size.sum(0, false, at::kDouble);
+  const Tensor max_abs = tokens > 0 ? size.amax(0) : at::zeros({width}, at::kFloat);
+  commit(-1, [&] {
+    sum_.add_(sum);
+    sum_abs_.add_(sum_abs);
+    max_abs_ = at::maximum(max_abs_, max_abs);
+    count_ += tokens;
+  });
+  const Tensor turned = flat.t();
+  for (size_t k = 0; k < panels_.size(); ++k) {
+    const int64_t i = static_cast<int64_t>(k) * kPanel;
+    Tensor product;
+    if (tokens > 0) product = at::mm(turned.narrow(0, i, panels_[k].size(0)), flat.narrow(1, i, width - i));
+    commit(static_cast<int64_t>(k), [&] {
+      if (tokens > 0) panels_[k].add_(product);
+    });
+  }
 }
-
-void Moments::add(const Tensor& x) { commit(product(x)); }
 
 void Moments::merge(const Moments& other) {
   if (other.width_ == 0) return;

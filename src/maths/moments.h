@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "tensor/tensor.h"
@@ -18,19 +19,13 @@ class Moments {
   Moments() = default;
   explicit Moments(int64_t width);
 
-  /// x: [tokens, width] fp32. Throws Failure when a value is not finite.
-  void add(const Tensor& x);
-  void merge(const Moments& other);
+  /// How several threads add to one Moments in a fixed order: called for each step of add() (the sums, then each panel)
+  /// with what changes the sums; it runs that in this thread's turn. Products are formed outside of it.
+  using InTurn = std::function<void(int64_t step, const std::function<void()>& commit)>;
 
-  /// What add() adds, computed apart from the sums so that several threads can share the work: add(x) is
-  /// commit(product(x)).
-  struct Product {
-    int64_t count = 0;
-    std::vector<Tensor> panels;
-    Tensor sum, sum_abs, max_abs;
-  };
-  static Product product(const Tensor& x);
-  void commit(const Product& product);
+  /// x: [tokens, width] fp32. Throws Failure when a value is not finite. With `in_turn` the width must be set already.
+  void add(const Tensor& x, const InTurn& in_turn = {});
+  void merge(const Moments& other);
 
   int64_t count() const { return count_; }
   int64_t width() const { return width_; }

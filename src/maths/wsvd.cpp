@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "maths/linalg.h"
+#include "tensor/parallel.h"
 
 namespace pith {
 namespace {
@@ -46,6 +47,7 @@ Tensor from_right(const Tensor& x, const Tensor& m) {
 
 LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank, const std::string& what) {
   const at::NoGradGuard no_grad;
+  const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
   if (w.dim() != 2) throw Failure(bug_error(what + ": expected a matrix"));
   const int64_t most = std::min(w.size(0), w.size(1));
   if (rank < 0 || rank > most)

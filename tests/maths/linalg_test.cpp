@@ -61,6 +61,22 @@ TEST(UpperInverseFactor, DampingGrowsUntilItWorks) {
   EXPECT_TRUE(at::isfinite(f.upper).all().item<bool>());
 }
 
+TEST(LinearAlgebra, SameBitsForAnyNumberOfThreads) {
+  const Tensor h = covariance(700, 4), w = random_matrix(40, 700, 9);
+  Tensor factor, root, a;
+  for (const int threads : {1, 2, 3}) {
+    at::set_num_threads(threads);
+    const Tensor f = upper_inverse_factor(h).upper, r = square_root(h).root, l = wsvd(w, {}, h, 5).a;
+    if (threads > 1) {
+      EXPECT_TRUE(at::equal(f, factor));
+      EXPECT_TRUE(at::equal(r, root));
+      EXPECT_TRUE(at::equal(l, a));
+    }
+    factor = f, root = r, a = l;
+  }
+  at::set_num_threads(2);
+}
+
 TEST(UpperInverseFactor, RefusesBrokenInput) {
   Tensor h = covariance(4, 1);
   h[1][2] = std::numeric_limits<double>::quiet_NaN();

@@ -1,0 +1,773 @@
+#include "engine/calibrate.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <span>
+#include <utility>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "engine/activations.h"
+#include "engine/statistics_file.h"
+#include "tensor/parallel.h"
+
+namespace pith {
+namespace {
+
+constexpr int64_t kBatchTokens = 2048;            // tokens of one task, when memory allows
+constexpr uint64_t kTaskBytes = 256ull << 20;     // activations of one task with gradients
+constexpr int64_t kVocabRows = 8192;              // head rows at a time
+constexpr const char* kFormat = "calibration 1";  // part of the key: change it when results change
+
+// How the sequences are cut into tasks. Depends on sizes only, never on threads or memory: it decides the order of
+// sums.
+struct Cut {
+  int64_t sequences = 0, length = 0, batch = 1;
+  uint64_t task_bytes = 0;
+
+  Cut(const LmConfig& c, int64_t n, int64_t tokens) : sequences(n), length(tokens) {
+    const int64_t experts = std::max<int64_t>(1, c.experts_per_token);
+    const uint64_t per_token = 4ull * static_cast<uint64_t>(20 * c.hidden + 4 * (c.heads + c.kv_heads) * c.head_dim +
+                                                            8 * c.intermediate * experts);
+    const uint64_t sequence = per_token * static_cast<uint64_t>(tokens);
+    batch = std::clamp<int64_t>(static_cast<int64_t>(kTaskBytes / std::max<uint64_t>(sequence, 1)), 1,
+                                std::max<int64_t>(1, kBatchTokens / tokens));
+    task_bytes = sequence * static_cast<uint64_t>(batch);
+  }
+  int64_t tasks(int64_t count) const { return (count + batch - 1) / batch; }
+  int64_t first(int64_t task) const { return task * batch; }
+  int64_t count(int64_t task, int64_t of) const { return std::min(batch, of - task * batch); }
+  // Fewer threads when their activations would not fit.
+  unsigned threads(uint64_t memory) const {
+    const auto room = std::max<uint64_t>(1, memory / std::max<uint64_t>(task_bytes, 1));
+    return static_cast<unsigned>(std::min<uint64_t>(room, static_cast<uint64_t>(at::get_num_threads())));
+  }
+};
+
+void check_tokens(const LmConfig& config, const Tensor& tokens) {
+  if (!tokens.defined() || tokens.dim() != 2 || tokens.size(0) < 1 || tokens.size(1) < 1)
+    throw Failure(user_error("calibration needs at least one sequence of tokens; is the calibration text empty?"));
+  if (tokens.min().item<int64_t>() < 0 || tokens.max().item<int64_t>() >= config.vocab)
+    throw Failure(user_error("a calibration token lies outside the model's vocabulary of " +
+                             std::to_string(config.vocab) + " entries; was the text made with another tokenizer?"));
+}
+
+bool use_bf16(Compute compute) { return compute == Compute::bf16 || (compute == Compute::automatic && fast_bf16()); }
+
+LmBlock load_block(const LmWeights& weights, int64_t layer, bool bf16) {
+  LmBlock block = LmBlock::load(weights, layer);
+  if (bf16) block.set_compute(at::kBFloat16);
+  return block;
+}
+
+std::string spill_folder(const std::string& wanted) {
+  if (!wanted.empty()) return wanted + "/";
+  const char* t = std::getenv("TMPDIR");
+  return std::string(t != nullptr && *t != '\0' ? t : "/tmp") + "/";
+}
+
+// Runs body(task) for all tasks; a failing task frees those that wait for its turn. Errors of the data name `where`.
+void run_tasks(const std::string& where, int64_t tasks, unsigned threads, Turns& turns,
+               const std::function<void(int64_t)>& body) {
+  parallel_tasks(
+      tasks,
+      [&](int64_t task) {
+        try {
+          body(task);
+        } catch (const Failure& failure) {
+          turns.fail();
+          Error error = failure.error();
+          error.message = where + ": " + error.message;
+          throw Failure(std::move(error));
+        } catch (...) {
+          turns.fail();
+          throw;
+        }
+      },
+      threads);
+}
+
+// Adds to `moments` in the task's turn.
+void add_in_turn(Moments& moments, const Tensor& x, Turns& turns, const std::string& key, int64_t task) {
+  moments.add(x, [&](int64_t step, const std::function<void()>& commit) {
+    turns.turn(key + ":" + std::to_string(step), task, commit);
+  });
+}
+
+std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config) {
+  std::map<std::string, Moments, std::less<>> all;
+  for (const auto& [input, width] : block_inputs(config)) all.emplace(input, Moments(width));
+  return all;
+}
+
+// --- the cache folder ------------------------------------------------------------------------------------------------
+
+class Folder {
+ public:
+  Folder(const std::string& root, const std::string& key) : key_(key), path_(root + "/stats-" + key) {
+    make(root);
+    make(path_);
+    lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (lock_ < 0) throw Failure(user_error(path_ + ": cannot be written: " + std::strerror(errno)));
+    exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
+    if (exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0) return;
+    ::close(lock_);
+    busy();
+  }
+  /// Before anything is written: throws when others read or write this folder.
+  void need_exclusive() const {
+    if (!exclusive_) busy();
+  }
+  /// Nothing is written any more: others may read too.
+  void share() {
+    ::flock(lock_, LOCK_SH | LOCK_NB);
+    exclusive_ = false;
+  }
+  ~Folder() { ::close(lock_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string numbered(const char* kind, int64_t layer) const {
+    char digits[24];
+    std::snprintf(digits, sizeof digits, "-%05lld", static_cast<long long>(layer));
+    return file(kind + std::string(digits));
+  }
+  void save(const std::string& name, const TensorMap& tensors) const { save_tensors(name, key_, tensors); }
+  std::optional<TensorMap> load(const std::string& name) const { return load_tensors(name, key_); }
+  static void remove(const std::string& name) { ::unlink(name.c_str()); }
+
+ private:
+  [[noreturn]] void busy() const {
+    throw Failure(user_error(path_ + ": another run is using these statistics; wait for it"));
+  }
+  static void make(const std::string& folder) {
+    if (::mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
+      throw Failure(user_error(folder + ": cannot make this folder for statistics: " + std::strerror(errno)));
+  }
+  std::string key_, path_;
+  int lock_ = -1;
+  bool exclusive_ = false;
+};
+
+// --- results
+// -----------------------------------------------------------------------------------------------------------
+
+TensorMap pack_inputs(const std::map<std::string, Moments, std::less<>>& inputs) {
+  TensorMap t;
+  for (const auto& [name, moments] : inputs) put_moments(t, name, moments);
+  return t;
+}
+
+class Collected final : public Statistics {
+ public:
+  std::string key_;
+  int64_t tokens_ = 0, fisher_tokens_ = 0;
+  bool moments_ = false;
+  LmConfig config_;
+  std::unique_ptr<Folder> folder_;       // null: everything in memory
+  std::vector<BlockStatistics> blocks_;  // when in memory
+  EndStatistics ends_;
+
+  BlockStatistics block(int64_t layer) const override {
+    if (layer < 0 || layer >= config_.layers)
+      throw Failure(bug_error("statistics of layer " + std::to_string(layer) + " were asked for"));
+    if (!folder_) return blocks_[static_cast<size_t>(layer)];
+    BlockStatistics result;
+    if (moments_) {
+      const TensorMap t = need(folder_->numbered("moments", layer));
+      for (const auto& [input, width] : block_inputs(config_)) result.inputs.emplace(input, get_moments(t, input));
+    }
+    if (fisher_tokens_ > 0)
+      for (auto& [name, g] : need(folder_->numbered("fisher", layer))) result.row_fisher.emplace(name, g);
+    return result;
+  }
+  EndStatistics ends() const override { return ends_; }
+  int64_t tokens() const override { return tokens_; }
+  int64_t fisher_tokens() const override { return fisher_tokens_; }
+  const std::string& key() const override { return key_; }
+
+ private:
+  TensorMap need(const std::string& file) const {
+    auto found = folder_->load(file);
+    if (!found)
+      throw Failure(data_error(file + ": statistics are missing or damaged; delete the folder and run again"));
+    return std::move(*found);
+  }
+};
+
+// --- the calibration
+// ---------------------------------------------------------------------------------------------------
+
+class Calibration {
+ public:
+  Calibration(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options, Progress& progress)
+      : weights_(weights),
+        config_(weights.config()),
+        options_(options),
+        progress_(progress),
+        cut_(config_, tokens.size(0), tokens.size(1)),
+        tokens_(tokens.to(at::kLong).contiguous()),
+        fisher_(std::clamp<int64_t>(options.fisher_sequences, 0, tokens.size(0))),
+        bf16_(use_bf16(options.compute)),
+        context_(make_context(config_, tokens.size(1))),
+        result_(std::make_unique<Collected>()) {}
+
+  std::unique_ptr<Statistics> run() {
+    Collected& r = *result_;
+    r.config_ = config_;
+    r.moments_ = options_.moments;
+    r.tokens_ = tokens_.numel();
+    r.fisher_tokens_ = fisher_ * (cut_.length - (options_.empirical ? 1 : 0));
+    r.key_ = make_key();
+    if (!options_.cache_folder.empty()) r.folder_ = std::make_unique<Folder>(options_.cache_folder, r.key_);
+    r.blocks_.resize(r.folder_ ? 0 : static_cast<size_t>(config_.layers));
+    total_ = static_cast<uint64_t>(config_.layers) * (fisher_ > 0 ? 2 : 1) + 1;
+    if (complete()) {
+      progress_.note("statistics found in " + options_.cache_folder);
+      folder()->share();
+      return std::move(result_);
+    }
+    if (folder() != nullptr) folder()->need_exclusive();
+    last_commit_ = Clock::now();
+    const int64_t backward_from = resume_backward();
+    if (backward_from < 0) {
+      forward();
+      ends();
+      backward(config_.layers - 1);
+    } else {
+      backward(backward_from);
+    }
+    embedding();
+    finish();
+    return std::move(result_);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::string make_key() const {
+    Hasher h;
+    h.add(kFormat).add(weights_.content_hash());
+    h.add(static_cast<uint64_t>(cut_.sequences)).add(static_cast<uint64_t>(cut_.length));
+    h.add(std::as_bytes(std::span(tokens_.const_data_ptr<int64_t>(), static_cast<size_t>(tokens_.numel()))));
+    h.add(static_cast<uint64_t>(options_.moments)).add(static_cast<uint64_t>(fisher_));
+    h.add(static_cast<uint64_t>(options_.empirical)).add(options_.seed).add(static_cast<uint64_t>(bf16_));
+    return h.hex();
+  }
+
+  void step(const std::string& unit) {
+    if (!progress_.step({"calibrate", unit, ++done_, total_}))
+      throw Failure(user_error("stopped; the same command continues here"));
+  }
+
+  Folder* folder() { return result_->folder_.get(); }
+  bool time_to_commit() const {
+    return std::chrono::duration<double>(Clock::now() - last_commit_).count() >= options_.commit_seconds;
+  }
+
+  ActivationStore make_store(int64_t sequences, const std::string& name) {
+    const uint64_t bytes = static_cast<uint64_t>(sequences * cut_.length * config_.hidden) * sizeof(float);
+    if (folder() != nullptr && !name.empty()) return {sequences, cut_.length, config_.hidden, name};
+    if (held_ + bytes <= options_.memory / 2) {
+      held_ += bytes;
+      return {sequences, cut_.length, config_.hidden};
+    }
+    return {sequences, cut_.length, config_.hidden, spill_folder(options_.cache_folder)};
+  }
+
+  // A store's content as a tensor file: the state from which an interrupted run goes on.
+  void save_state(const std::string& name, const ActivationStore& store, int64_t next) {
+    folder()->save(folder()->file(name),
+                   {{"values", store.read(0, store.sequences())}, {"next", at::full({1}, next, at::kLong)}});
+  }
+  std::optional<int64_t> load_state(const std::string& name, ActivationStore& store) {
+    auto state = folder()->load(folder()->file(name));
+    if (!state || !state->contains("values") || !state->contains("next")) return std::nullopt;
+    const Tensor& values = (*state)["values"];
+    if (values.dim() != 3 || values.size(0) != store.sequences()) return std::nullopt;
+    store.write(0, values);
+    return (*state)["next"].item<int64_t>();
+  }
+
+  ActivationStore& block_input(int64_t layer) {
+    while (static_cast<int64_t>(inputs_.size()) <= layer) {
+      const int64_t n = static_cast<int64_t>(inputs_.size());
+      inputs_.push_back(make_store(fisher_, folder() != nullptr ? folder()->numbered("input", n) : ""));
+    }
+    return inputs_[static_cast<size_t>(layer)];
+  }
+
+  bool complete() {
+    if (folder() == nullptr) return false;
+    auto ends = folder()->load(folder()->file("ends"));
+    if (!ends || !ends->contains("done")) return false;
+    for (int64_t layer = 0; layer < config_.layers; ++layer) {  // a damaged file means: do it again
+      if (options_.moments && !folder()->load(folder()->numbered("moments", layer))) return false;
+      if (fisher_ > 0 && !folder()->load(folder()->numbered("fisher", layer))) return false;
+    }
+    unpack_ends(*ends);
+    return true;
+  }
+
+  void forward() {
+    const at::NoGradGuard no_grad;
+    hidden_ = std::make_unique<ActivationStore>(make_store(cut_.sequences, ""));
+    int64_t layer = 0;
+    if (folder() != nullptr)
+      if (const auto next = load_state("forward", *hidden_)) layer = *next;
+    done_ = static_cast<uint64_t>(layer);
+    const unsigned threads = cut_.threads(options_.memory / 2);
+    if (layer == 0) {
+      for (int64_t task = 0; task < cut_.tasks(cut_.sequences); ++task) {
+        const int64_t s = cut_.first(task), n = cut_.count(task, cut_.sequences);
+        hidden_->write(s, embed(weights_, tokens_.narrow(0, s, n)));
+      }
+    }
+    for (; layer < config_.layers; ++layer) {
+      const LmBlock block = load_block(weights_, layer, bf16_);
+      ActivationStore* keep = fisher_ > 0 ? &block_input(layer) : nullptr;
+      auto inputs = options_.moments ? empty_moments(config_) : std::map<std::string, Moments, std::less<>>{};
+      Turns turns;
+      run_tasks("block " + std::to_string(layer), cut_.tasks(cut_.sequences), threads, turns, [&](int64_t task) {
+        const int64_t s = cut_.first(task), n = cut_.count(task, cut_.sequences);
+        const Tensor x = hidden_->read(s, n);
+        if (s < fisher_) keep->write(s, x.narrow(0, 0, std::min(n, fisher_ - s)));
+        Taps taps;
+        if (options_.moments)
+          taps.input = [&](const std::string& input, const Tensor& v) {
+            add_in_turn(inputs.find(input)->second, v, turns, input, task);
+          };
+        hidden_->write(s, block.forward(x, context_, &taps));
+      });
+      if (folder() != nullptr) {
+        if (options_.moments) folder()->save(folder()->numbered("moments", layer), pack_inputs(inputs));
+        if (time_to_commit()) {
+          for (const ActivationStore& store : inputs_) store.sync();
+          save_state("forward", *hidden_, layer + 1);
+          last_commit_ = Clock::now();
+        }
+      } else {
+        result_->blocks_[static_cast<size_t>(layer)].inputs = std::move(inputs);
+      }
+      step("block " + std::to_string(layer));
+    }
+  }
+
+  // Statistics at the head, and the gradient that enters the last block from above.
+  void ends() {
+    const at::NoGradGuard no_grad;
+    EndStatistics& e = result_->ends_;
+    e.token_count = at::bincount(tokens_.view({-1}), {}, config_.vocab);
+    const unsigned threads = cut_.threads(options_.memory / 2);
+    if (options_.moments) {
+      e.head_input = Moments(config_.hidden);
+      Turns turns;
+      run_tasks("head", cut_.tasks(cut_.sequences), threads, turns, [&](int64_t task) {
+        const Tensor x = hidden_->read(cut_.first(task), cut_.count(task, cut_.sequences));
+        add_in_turn(e.head_input, final_norm(weights_, x), turns, "head", task);
+      });
+    }
+    if (fisher_ > 0) head_gradient(threads);
+    hidden_.reset();
+    if (folder() != nullptr) {
+      for (const ActivationStore& store : inputs_) store.sync();
+      folder()->save(folder()->file("ends"), pack_ends(false));
+      if (fisher_ > 0) save_state("backward", *gradient_, config_.layers - 1);
+      Folder::remove(folder()->file("forward"));
+      last_commit_ = Clock::now();
+    }
+    step("head");
+  }
+
+  // G of the head's rows, and dL / d(last block's output) into gradient_. Two passes over the vocabulary in chunks: the
+  // first for the normaliser, the second for gradients. A label is drawn by first choosing its chunk, then its row.
+  void head_gradient(unsigned threads) {
+    const int64_t chunks = (config_.vocab + kVocabRows - 1) / kVocabRows, tasks = cut_.tasks(fisher_);
+    const int64_t per_sequence = cut_.length;
+    gradient_ = std::make_unique<ActivationStore>(make_store(fisher_, ""));
+    const Tensor gain = weights_.tensor("model.norm.weight");
+    const std::string head = head_name(config_);
+    const auto normed = [&](int64_t s, int64_t n) {
+      return rms_norm(config_, hidden_->read(s, n), gain).view({-1, config_.hidden});
+    };
+    Tensor log_sums = at::empty({chunks, fisher_ * per_sequence}, at::kDouble);
+    for (int64_t k = 0; k < chunks; ++k) {
+      const int64_t v0 = k * kVocabRows, v1 = std::min(config_.vocab, v0 + kVocabRows);
+      const Tensor rows = weights_.rows(head, v0, v1);
+      parallel_tasks(
+          tasks,
+          [&](int64_t task) {
+            const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
+            const Tensor logits = soft_cap(at::linear(normed(s, n), rows), config_.logit_softcap);
+            log_sums[k].narrow(0, s * per_sequence, n * per_sequence).copy_(logits.logsumexp(-1));
+          },
+          threads);
+    }
+    const Tensor log_sum = log_sums.logsumexp(0);
+    // Labels: label[t] inside the vocabulary when known (empirical), else chunk_of[t] and the rest of the draw in it.
+    Tensor label = at::full({fisher_ * per_sequence}, -1, at::kLong), chunk_of, rest;
+    if (options_.empirical) {
+      Tensor next = label.view({fisher_, per_sequence});
+      next.narrow(1, 0, per_sequence - 1).copy_(tokens_.narrow(0, 0, fisher_).narrow(1, 1, per_sequence - 1));
+    } else {
+      at::Generator generator = at::detail::createCPUGenerator(options_.seed);
+      const Tensor draw =
+          at::rand({fisher_ * per_sequence}, generator, at::TensorOptions().dtype(at::kDouble)).unsqueeze(0);
+      const Tensor up_to = (log_sums - log_sum).exp().cumsum(0);
+      chunk_of = up_to.le(draw).sum(0).clamp_max(chunks - 1);
+      const Tensor before = at::cat({at::zeros({1, up_to.size(1)}, at::kDouble), up_to}, 0);
+      rest = (draw - before.gather(0, chunk_of.unsqueeze(0))).squeeze(0);
+    }
+    const double labelled = static_cast<double>(result_->fisher_tokens_);
+    Tensor g = at::zeros({config_.vocab}, at::kDouble);
+    for (int64_t k = 0; k < chunks; ++k) {
+      const int64_t v0 = k * kVocabRows, v1 = std::min(config_.vocab, v0 + kVocabRows);
+      const Tensor rows = weights_.rows(head, v0, v1);
+      Turns turns;
+      run_tasks("head", tasks, threads, turns, [&](int64_t task) {
+        const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
+        const int64_t t0 = s * per_sequence, t = n * per_sequence;
+        const Tensor logits = soft_cap(at::linear(normed(s, n), rows), config_.logit_softcap);
+        const Tensor p = (logits - log_sum.narrow(0, t0, t).to(at::kFloat).unsqueeze(1)).exp();
+        Tensor mine = label.narrow(0, t0, t);
+        if (!options_.empirical) {
+          const Tensor here = chunk_of.narrow(0, t0, t).eq(k).nonzero().squeeze(1);
+          const Tensor up_to = p.index_select(0, here).cumsum(1, at::kDouble);
+          const Tensor drawn = rest.narrow(0, t0, t).index_select(0, here).unsqueeze(1);
+          mine.index_put_({here}, up_to.le(drawn).sum(1).clamp_max(v1 - v0 - 1) + v0);
+        }
+        // d loss / d(product before the soft cap)
+        const Tensor slope = config_.logit_softcap > 0 ? 1 - (logits / config_.logit_softcap).square() : Tensor();
+        Tensor d = p.clone();
+        const Tensor hit = mine.ge(v0).logical_and(mine.lt(v1)).nonzero().squeeze(1);
+        d.index_put_({hit, mine.index_select(0, hit) - v0}, -at::ones({hit.size(0)}), /*accumulate=*/true);
+        if (options_.empirical) d.masked_fill_(mine.lt(0).unsqueeze(1), 0);  // the last token has no next one
+        if (slope.defined()) d = d * slope;
+        Tensor squares = options_.empirical ? d.square() : p * (1 - p);
+        if (!options_.empirical && slope.defined()) squares = squares * slope.square();
+        const Tensor sum = squares.sum(0, false, at::kDouble);
+        turns.turn("g", task, [&] { g.narrow(0, v0, v1 - v0).add_(sum); });
+        const Tensor down = at::mm(d, rows).view({n, per_sequence, config_.hidden});
+        gradient_->write(s, k == 0 ? down : gradient_->read(s, n) + down);
+      });
+    }
+    result_->ends_.head_fisher = g / labelled;
+    parallel_tasks(
+        tasks,
+        [&](int64_t task) {
+          const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
+          const at::AutoGradMode grad(true);
+          Tensor x = hidden_->read(s, n).detach().clone().requires_grad_(true);
+          rms_norm(config_, x, gain).backward(gradient_->read(s, n));
+          gradient_->write(s, x.grad());
+        },
+        threads);
+  }
+
+  // The block from which an interrupted backward pass goes on; -1: there was none.
+  int64_t resume_backward() {
+    if (folder() == nullptr || fisher_ == 0) return -1;
+    auto ends = folder()->load(folder()->file("ends"));
+    if (!ends) return -1;
+    for (int64_t layer = 0; options_.moments && layer < config_.layers; ++layer)
+      if (!folder()->load(folder()->numbered("moments", layer))) return -1;
+    gradient_ = std::make_unique<ActivationStore>(make_store(fisher_, ""));
+    const auto next = load_state("backward", *gradient_);
+    if (!next || *next >= config_.layers) {
+      gradient_.reset();
+      return -1;
+    }
+    for (int64_t layer = 0; layer <= *next; ++layer) {
+      if (!file_exists(folder()->numbered("input", layer))) return -1;
+      block_input(layer);
+    }
+    unpack_ends(*ends);
+    done_ = static_cast<uint64_t>(2 * config_.layers - *next);
+    return *next;
+  }
+
+  void backward(int64_t from) {
+    if (fisher_ == 0) return;
+    const at::AutoGradMode grad(true);
+    const unsigned threads = cut_.threads(options_.memory / 2);
+    const double labelled = static_cast<double>(result_->fisher_tokens_);
+    for (int64_t layer = from; layer >= 0; --layer) {
+      const LmBlock block = load_block(weights_, layer, bf16_);
+      std::map<std::string, Tensor, std::less<>> sums;
+      for (const LmLinear& l : block.linears()) sums.emplace(l.name, at::zeros({l.out}, at::kDouble));
+      Turns turns;
+      run_tasks("block " + std::to_string(layer), cut_.tasks(fisher_), threads, turns, [&](int64_t task) {
+        const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
+        Tensor x = block_input(layer).read(s, n).detach().clone().requires_grad_(true);
+        std::map<std::string, Tensor> mine;
+        Taps taps;
+        taps.output = [&](const std::string& name, const Tensor& y) {
+          if (!y.requires_grad()) return;
+          y.register_hook([&mine, name](const Tensor& g) {
+            const at::NoGradGuard no_grad;
+            mine[name] = g.reshape({-1, g.size(-1)}).square().sum(0, false, at::kDouble);
+          });
+        };
+        block.forward(x, context_, &taps).backward(gradient_->read(s, n));
+        gradient_->write(s, x.grad());
+        turns.turn("fisher", task, [&] {
+          for (const auto& [name, sum] : mine) sums.find(name)->second.add_(sum);
+        });
+      });
+      for (auto& [name, sum] : sums) sum.div_(labelled);
+      if (folder() != nullptr) {
+        folder()->save(folder()->numbered("fisher", layer), TensorMap(sums.begin(), sums.end()));
+        if (layer > 0 && time_to_commit()) {
+          save_state("backward", *gradient_, layer - 1);
+          last_commit_ = Clock::now();
+        }
+      } else {
+        result_->blocks_[static_cast<size_t>(layer)].row_fisher = std::move(sums);
+        inputs_.pop_back();
+      }
+      step("gradients of block " + std::to_string(layer));
+    }
+  }
+
+  void embedding() {
+    if (fisher_ == 0) return;
+    const at::NoGradGuard no_grad;
+    Tensor sum = at::zeros({config_.vocab}, at::kDouble);
+    for (int64_t task = 0; task < cut_.tasks(fisher_); ++task) {
+      const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
+      const Tensor square = gradient_->read(s, n).square().mean(-1).to(at::kDouble).view({-1});
+      sum.index_add_(0, tokens_.narrow(0, s, n).reshape({-1}), square);
+    }
+    result_->ends_.embedding_fisher =
+        sum * (config_.embedding_scale * config_.embedding_scale / static_cast<double>(result_->fisher_tokens_));
+    gradient_.reset();
+  }
+
+  void finish() {
+    if (folder() == nullptr) return;
+    folder()->save(folder()->file("ends"), pack_ends(true));
+    inputs_.clear();
+    for (int64_t layer = 0; layer < config_.layers; ++layer) Folder::remove(folder()->numbered("input", layer));
+    Folder::remove(folder()->file("forward"));
+    Folder::remove(folder()->file("backward"));
+    folder()->share();
+  }
+
+  TensorMap pack_ends(bool done) const {
+    const EndStatistics& e = result_->ends_;
+    TensorMap t{{"token_count", e.token_count}};
+    if (options_.moments) put_moments(t, "head_input", e.head_input);
+    if (e.head_fisher.defined()) t["head_fisher"] = e.head_fisher;
+    if (e.embedding_fisher.defined()) t["embedding_fisher"] = e.embedding_fisher;
+    if (done) t["done"] = at::ones({1}, at::kLong);
+    return t;
+  }
+  void unpack_ends(const TensorMap& t) {
+    EndStatistics& e = result_->ends_;
+    const auto get = [&](const char* name) {
+      const auto found = t.find(name);
+      return found == t.end() ? Tensor() : found->second;
+    };
+    e.token_count = get("token_count");
+    e.head_fisher = get("head_fisher");
+    e.embedding_fisher = get("embedding_fisher");
+    if (options_.moments) e.head_input = get_moments(t, "head_input");
+  }
+
+  const LmWeights& weights_;
+  const LmConfig config_;
+  const CalibrationOptions& options_;
+  Progress& progress_;
+  const Cut cut_;
+  const Tensor tokens_;
+  const int64_t fisher_;
+  const bool bf16_;
+  const LmContext context_;
+  std::unique_ptr<Collected> result_;
+  std::unique_ptr<ActivationStore> hidden_, gradient_;
+  std::vector<ActivationStore> inputs_;  // of each block, the Fisher sequences
+  uint64_t held_ = 0, done_ = 0, total_ = 0;
+  Clock::time_point last_commit_;
+};
+
+}  // namespace
+
+std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,
+                                      Progress& progress) {
+  check_tokens(weights.config(), tokens);
+  if (options.empirical && options.fisher_sequences > 0 && tokens.size(1) < 2)
+    throw Failure(user_error("the empirical Fisher information needs sequences of at least two tokens"));
+  return Calibration(weights, tokens, options, progress).run();
+}
+
+// --- layer by layer
+// ------------------------------------------------------------------------------------------------------
+
+struct BlockSession::State {
+  const LmWeights& weights;
+  LmConfig config;
+  Options options;
+  Cut cut;
+  LmContext context;
+  bool bf16;
+  std::unique_ptr<ActivationStore> x, xq;
+  int64_t layer = -1;
+  std::optional<LmBlock> fp, changed;
+
+  unsigned threads() const { return cut.threads(options.memory / 2); }
+};
+
+BlockSession::BlockSession(const LmWeights& weights, const Tensor& tokens, const Options& options) {
+  check_tokens(weights.config(), tokens);
+  const LmConfig& c = weights.config();
+  state_.reset(new State{weights, c, options, Cut(c, tokens.size(0), tokens.size(1)), make_context(c, tokens.size(1)),
+                         use_bf16(options.compute), nullptr, nullptr, -1, std::nullopt, std::nullopt});
+  State& s = *state_;
+  const uint64_t bytes = static_cast<uint64_t>(tokens.numel() * c.hidden) * sizeof(float);
+  const bool in_memory = bytes * (options.prefix ? 2 : 1) <= options.memory / 2;
+  const auto make = [&] {
+    return in_memory ? std::make_unique<ActivationStore>(tokens.size(0), tokens.size(1), c.hidden)
+                     : std::make_unique<ActivationStore>(tokens.size(0), tokens.size(1), c.hidden,
+                                                         spill_folder(options.spill_folder));
+  };
+  const at::NoGradGuard no_grad;
+  const auto fill = [&](ActivationStore& store, const LmWeights& from) {
+    for (int64_t task = 0; task < s.cut.tasks(s.cut.sequences); ++task) {
+      const int64_t first = s.cut.first(task);
+      store.write(first, embed(from, tokens.narrow(0, first, s.cut.count(task, s.cut.sequences))));
+    }
+  };
+  s.x = make();
+  fill(*s.x, weights);
+  if (!options.prefix) return;
+  s.xq = make();
+  fill(*s.xq, options.prefix_embedding != nullptr ? *options.prefix_embedding : weights);
+}
+
+BlockSession::~BlockSession() = default;
+
+bool BlockSession::next() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (s.layer >= s.config.layers) return false;
+  if (s.layer >= 0) {
+    if (s.bf16) s.changed->set_compute(at::kBFloat16);
+    parallel_tasks(
+        s.cut.tasks(s.cut.sequences),
+        [&](int64_t task) {
+          const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
+          s.x->write(first, s.fp->forward(s.x->read(first, n), s.context));
+          if (s.xq) s.xq->write(first, s.changed->forward(s.xq->read(first, n), s.context));
+        },
+        s.threads());
+  }
+  s.fp.reset();
+  s.changed.reset();
+  if (++s.layer >= s.config.layers) return false;
+  s.fp = load_block(s.weights, s.layer, s.bf16);
+  s.changed = s.fp;
+  return true;
+}
+
+const LmBlock& BlockSession::block() const { return state_->fp.value(); }
+const LmBlock& BlockSession::compressed() const { return state_->changed.value(); }
+
+void BlockSession::replace(const std::string& name, const Tensor& weight) {
+  State& s = *state_;
+  s.changed->set_weight(name, weight.to(s.changed->weight(name).scalar_type()));
+}
+
+std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::collect(
+    const std::vector<std::string>& inputs, const Wanted& wanted) {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (!s.fp) throw Failure(bug_error("BlockSession: collect() without a block"));
+  if (!s.xq && (wanted.prefix || wanted.cross))
+    throw Failure(bug_error("BlockSession: statistics of the prefix, but it is not carried"));
+  std::map<std::string, InputStatistics, std::less<>> result;
+  std::string last;
+  for (const auto& [input, width] : block_inputs(s.config)) {
+    if (!inputs.empty() && std::find(inputs.begin(), inputs.end(), input) == inputs.end()) continue;
+    InputStatistics& r = result[input];
+    if (wanted.fp) r.fp = Moments(width);
+    if (wanted.prefix) r.prefix = Moments(width);
+    if (wanted.cross && !input.starts_with("expert.")) r.cross = at::zeros({width, width}, at::kDouble);
+    last = input;
+  }
+  if (result.size() < inputs.size()) throw Failure(bug_error("BlockSession: an input of no such name"));
+  Turns turns;
+  run_tasks("block " + std::to_string(s.layer), s.cut.tasks(s.cut.sequences), s.threads(), turns, [&](int64_t task) {
+    const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
+    TensorMap seen;  // inputs of the float model, until their twins come
+    Taps taps;
+    taps.stop_after = last;
+    taps.input = [&](const std::string& input, const Tensor& v) {
+      const auto found = result.find(input);
+      if (found == result.end()) return;
+      if (wanted.fp) add_in_turn(found->second.fp, v, turns, input, task);
+      if (found->second.cross.defined()) seen[input] = v.contiguous();
+    };
+    if (wanted.fp || wanted.cross) s.fp->forward(s.x->read(first, n), s.context, &taps);
+    taps.input = [&](const std::string& input, const Tensor& v) {
+      const auto found = result.find(input);
+      if (found == result.end()) return;
+      if (wanted.prefix) add_in_turn(found->second.prefix, v, turns, input + "'", task);
+      if (found->second.cross.defined()) {
+        const Tensor x = seen[input].t();
+        const int64_t width = v.size(1);
+        for (int64_t i = 0; i < width; i += Moments::kPanel) {  // panel by panel, to hold little
+          const int64_t h = std::min(Moments::kPanel, width - i);
+          const Tensor product = at::mm(x.narrow(0, i, h), v);
+          turns.turn(input + "x" + std::to_string(i), task, [&] { found->second.cross.narrow(0, i, h).add_(product); });
+        }
+        seen[input] = Tensor();
+      }
+    };
+    if (wanted.prefix || wanted.cross) s.changed->forward(s.xq->read(first, n), s.context, &taps);
+  });
+  const double tokens = static_cast<double>(s.cut.sequences * s.cut.length);
+  for (auto& [input, r] : result)
+    if (r.cross.defined()) r.cross.div_(tokens);
+  return result;
+}
+
+BlockSession::InputStatistics BlockSession::head_input(const Wanted& wanted) {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (s.layer < s.config.layers) throw Failure(bug_error("BlockSession: head_input() before the last block is done"));
+  if (!s.xq && (wanted.prefix || wanted.cross))
+    throw Failure(bug_error("BlockSession: statistics of the prefix, but it is not carried"));
+  InputStatistics r;
+  const int64_t width = s.config.hidden;
+  if (wanted.fp) r.fp = Moments(width);
+  if (wanted.prefix) r.prefix = Moments(width);
+  if (wanted.cross) r.cross = at::zeros({width, width}, at::kDouble);
+  Turns turns;
+  run_tasks("head", s.cut.tasks(s.cut.sequences), s.threads(), turns, [&](int64_t task) {
+    const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
+    const Tensor x = final_norm(s.weights, s.x->read(first, n)).view({-1, width});
+    if (wanted.fp) add_in_turn(r.fp, x, turns, "x", task);
+    if (!wanted.prefix && !wanted.cross) return;
+    const Tensor q = final_norm(s.weights, s.xq->read(first, n)).view({-1, width});
+    if (wanted.prefix) add_in_turn(r.prefix, q, turns, "q", task);
+    if (!wanted.cross) return;
+    const Tensor product = at::mm(x.t(), q);
+    turns.turn("cross", task, [&] { r.cross.add_(product); });
+  });
+  if (r.cross.defined()) r.cross.div_(static_cast<double>(s.cut.sequences * s.cut.length));
+  return r;
+}
+
+}  // namespace pith
