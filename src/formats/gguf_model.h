@@ -36,13 +36,18 @@ Result<GgufPlace> gguf_place(const LmConfig& config, const std::string& canonica
 /// order[i] = row of the Hugging Face matrix that is row i of the GGUF matrix (rows of blocks move as they are).
 std::vector<int64_t> gguf_row_order(int64_t rows, int64_t permuted_heads);
 
-/// Tensors of a GGUF file for this configuration, in llama.cpp's usual order, without types: names and shapes.
-/// Each lists the canonical tensors it is made of (several for experts).
+/// Tensors of a GGUF file for this configuration, in the usual order: names and shapes, types are the caller's choice.
+/// Each lists the canonical tensors it is made of: one, or all experts in turn, or none for "rope_freqs.weight", whose
+/// values rope_freq_factors gives.
 struct GgufLayoutEntry {
   std::string name;
   std::vector<int64_t> shape;
   std::vector<std::string> canonical;
 };
 Result<std::vector<GgufLayoutEntry>> gguf_layout(const LmConfig& config);
+
+/// Llama 3's RoPE scaling as GGUF stores it: what each of the head_dim / 2 frequencies is divided by. Empty for other
+/// kinds of scaling.
+std::vector<float> rope_freq_factors(const LmConfig& config);
 
 }  // namespace pith

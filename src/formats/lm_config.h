@@ -24,6 +24,8 @@ struct RopeScaling {
   Kind kind = Kind::none;
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   int64_t original_context = 0;
+
+  bool operator==(const RopeScaling&) const = default;
 };
 
 struct LmConfig {
@@ -56,6 +58,7 @@ struct LmConfig {
   bool has_rope(int64_t layer) const {
     return no_rope_layers.empty() || no_rope_layers[static_cast<size_t>(layer)] == 0;
   }
+  bool operator==(const LmConfig&) const = default;
 };
 
 /// From the config.json of a Hugging Face folder; names the key when something is missing or not supported.
