@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "base/print.h"
+
 namespace pith {
 
 /// "60MB", "1.5 GB", "57MiB", "12k", "4096" (bytes). Upper and lower case are the same; fractions of a byte round down.
@@ -15,13 +17,7 @@ Result<uint64_t> parse_size(std::string_view text);
 /// "2%" or "0.02" as 0.02. Negative shares are refused.
 Result<double> parse_share(std::string_view text);
 
-/// "60.0 MB", "873 B", "1.24 GB": three digits, decimal units.
-std::string print_size(uint64_t bytes);
 /// The shortest text that parse_size reads back exactly: "60MB", "57MiB", "1234567".
 std::string print_exact_size(uint64_t bytes);
-/// "1 min 23 s", "4.2 s", "2 h 05 min", "13 ms".
-std::string print_duration(double seconds);
-/// "134,515,008".
-std::string print_count(uint64_t n);
 
 }  // namespace pith
