@@ -26,7 +26,7 @@ double predicted_loss(const FitJob& job, const Node& node) {
   else
     per_row = (error * error).sum(1, false, at::kDouble);
   if (job.row_fisher.defined()) per_row = per_row * job.row_fisher.to(at::kDouble);
-  return per_row.sum().item<double>();
+  return 0.5 * per_row.sum().item<double>();
 }
 
 }  // namespace pith

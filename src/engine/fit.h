@@ -16,12 +16,12 @@ namespace pith {
 
 /// One matrix and what is known about it. Tensors are fp32 on one device.
 struct FitJob {
-  std::string name;                  ///< "model.layers.3.mlp.down_proj.weight"
-  Tensor weight;                     ///< [out, in]
-  const Moments* inputs = nullptr;   ///< second moments of the inputs; null when the method needs none
-  Tensor cross;                      ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
-  Tensor row_fisher;                 ///< G, [out]: mean squared gradient at each output; undefined when not collected
-  NodePtr base;                      ///< what an earlier method made of this matrix (EoRA); null otherwise
+  std::string name;                 ///< "model.layers.3.mlp.down_proj.weight"
+  Tensor weight;                    ///< [out, in]
+  const Moments* inputs = nullptr;  ///< second moments of the inputs; null when the method needs none
+  Tensor cross;                     ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
+  Tensor row_fisher;                ///< G, [out]: mean squared gradient at each output; undefined when not collected
+  NodePtr base;                     ///< what an earlier method made of this matrix (EoRA); null otherwise
   uint64_t seed = 0;
 };
 
@@ -35,7 +35,8 @@ struct Fit {
 std::span<const Fit* const> all_fits();
 const Fit* find_fit(std::string_view name);
 
-/// Second-order prediction of the harm: sum over rows of G_r dW_r H dW_r^T (G = 1 where unknown).
+/// Second-order prediction of the harm: 1/2 sum over rows of G_r dW_r H dW_r^T, nats a token of mean KL when G is known
+/// (engine/calibrate.h); G = 1 and H = I where unknown.
 double predicted_loss(const FitJob& job, const Node& node);
 
 }  // namespace pith

@@ -12,6 +12,7 @@ namespace pith {
 
 static constexpr int64_t kChunkCodes = 1 << 18;  ///< codes in a chunk: long enough to make 64 bytes of states cheap
 static constexpr int64_t kLaneCodes = 1 << 13;   ///< fewer codes than this go on one lane
+static constexpr int64_t kFewRows = 8;           ///< fewer rows say too little about a column for a term of its own
 static constexpr int8_t kNoClass = -64;          ///< an all-zero row: class 0 whatever the column says
 
 // ---- classes
@@ -37,7 +38,8 @@ CodeClasses fit_classes(const int16_t* codes, int64_t rows, int64_t cols) {
     }
     for (int64_t c = 0; c < cols; ++c)
       // Half a code's weight of prior keeps a column of zeros at a small finite variance.
-      b[static_cast<size_t>(c)] = (col_sum[static_cast<size_t>(c)] + 0.5) / (static_cast<double>(rows) + 0.5);
+      if (rows >= kFewRows)
+        b[static_cast<size_t>(c)] = (col_sum[static_cast<size_t>(c)] + 0.5) / (static_cast<double>(rows) + 0.5);
   }
   CodeClasses out;
   const auto quarter_octaves = [](double variance) { return static_cast<int>(std::lround(2 * std::log2(variance))); };

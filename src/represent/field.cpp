@@ -149,8 +149,8 @@ std::string TwoLevelField::describe() const {
 // ---- RowColField
 // -----------------------------------------------------------------------------------------------------
 
-RowColField::RowColField(int64_t rows, int64_t cols, float base, Bytes logs)
-    : Field(rows, cols, 1), base_(base), logs_(std::move(logs)) {
+RowColField::RowColField(int64_t rows, int64_t cols, float base, int grain, Axis row, Axis col)
+    : Field(rows, cols, 1), base_(base), grain_(grain), row_(std::move(row)), col_(std::move(col)) {
   // Sixteenths of an octave in double, written out so that no library's exp2 decides the last bit.
   static constexpr double kSixteenth[16] = {1.0,
                                             1.0442737824274138,
@@ -173,21 +173,38 @@ RowColField::RowColField(int64_t rows, int64_t cols, float base, Bytes logs)
         static_cast<float>(std::ldexp(static_cast<double>(base) * kSixteenth[k % 16], k / 16));
 }
 
-Result<FieldPtr> RowColField::make(int64_t rows, int64_t cols, float base, Bytes logs) {
+Result<FieldPtr> RowColField::make(float base, int grain, Axis row, Axis col) {
+  if (row.codes == nullptr || col.codes == nullptr || row.codes->rows() != 1 || col.codes->rows() != 1)
+    return data_error("field: logarithms of rows and columns must be one row of codes each");
+  const int64_t rows = row.codes->cols(), cols = col.codes->cols();
   PITH_TRY(check_shape(rows, cols, "field"));
-  if (logs.size() != static_cast<uint64_t>(rows) + static_cast<uint64_t>(cols))
-    return data_error(fmt::format("field: {} logarithms for {} rows and {} columns", logs.size(), rows, cols));
-  std::shared_ptr<RowColField> field(new RowColField(rows, cols, base, std::move(logs)));
+  if (grain < 1 || grain > 255) return data_error(fmt::format("field: grain {} is not within 1 to 255", grain));
+  std::shared_ptr<RowColField> field(new RowColField(rows, cols, base, grain, std::move(row), std::move(col)));
   if (!std::isfinite(base) || !std::isfinite(field->steps_.back()))
     return data_error(fmt::format("field: base {} makes steps that are not finite", base));
+  for (const Axis* axis : {&field->row_, &field->col_}) {
+    std::vector<int16_t> codes(static_cast<size_t>(axis->codes->cols()));
+    axis->codes->read_rows(0, 1, codes.data());
+    for (const int16_t code : codes) {
+      const int64_t log = static_cast<int64_t>(grain) * (code + static_cast<int64_t>(axis->offset));
+      if (log < 0 || log > 255) return data_error(fmt::format("field: logarithm {} is not within 0 to 255", log));
+      field->logs_.push_back(static_cast<uint8_t>(log));
+    }
+  }
   return FieldPtr(std::move(field));
 }
 
-Result<FieldPtr> RowColField::make(float base, std::span<const uint8_t> row_log, std::span<const uint8_t> col_log) {
-  std::vector<uint8_t> logs(row_log.begin(), row_log.end());
-  logs.insert(logs.end(), col_log.begin(), col_log.end());
-  return make(static_cast<int64_t>(row_log.size()), static_cast<int64_t>(col_log.size()), base,
-              Bytes::own(std::move(logs)));
+Result<FieldPtr> RowColField::make(float base, std::span<const uint8_t> row_log, std::span<const uint8_t> col_log,
+                                   int grain) {
+  if (grain < 1) return data_error(fmt::format("field: grain {} is not within 1 to 255", grain));
+  const auto pack = [&](std::span<const uint8_t> logs) {
+    std::vector<int16_t> values;
+    for (const uint8_t log : logs) values.push_back(static_cast<int16_t>(log / grain));
+    return PackedCodes::pack(1, static_cast<int64_t>(logs.size()), 8, 0, values);
+  };
+  PITH_ASSIGN(CodesPtr row, pack(row_log));
+  PITH_ASSIGN(CodesPtr col, pack(col_log));
+  return make(base, grain, {std::move(row), 0}, {std::move(col), 0});
 }
 
 void RowColField::row(int64_t r, float* out) const {
@@ -198,13 +215,15 @@ void RowColField::row(int64_t r, float* out) const {
 
 BitReport RowColField::bits() const {
   BitReport report;
-  report.scales = logs_.size() * 8;
+  report.scales = row_.codes->bits().total() + col_.codes->bits().total();
   return report;
 }
 
 json RowColField::serialize(const std::string& prefix, SectionSink& sink) const {
-  sink.add(prefix, DType::u8, {rows_ + cols_}, logs_);
-  return {{"field", "row_col"}, {"base", base_}, {"section", prefix}};
+  return {{"field", "row_col"},        {"base", base_},
+          {"grain", grain_},           {"row", row_.codes->serialize(prefix + ".row", sink)},
+          {"row_offset", row_.offset}, {"col", col_.codes->serialize(prefix + ".col", sink)},
+          {"col_offset", col_.offset}};
 }
 
 std::string RowColField::describe() const { return "row x column"; }
@@ -217,9 +236,15 @@ Result<FieldPtr> parse_field(const json& j, int64_t rows, int64_t cols, const Pa
   PITH_ASSIGN(const std::string kind, json_text(j, "field"));
   if (kind == "row_col") {
     PITH_ASSIGN(const float base, json_float(j, "base"));
-    PITH_ASSIGN(Section section, json_section(j, "section", context));
-    if (section.type != DType::u8) return data_error("field: section is not U8");
-    return RowColField::make(rows, cols, base, std::move(section.data));
+    PITH_ASSIGN(const int64_t grain, json_int(j, "grain", 1, 255));
+    PITH_ASSIGN(const int64_t row_offset, json_int(j, "row_offset", -512, 512));
+    PITH_ASSIGN(const int64_t col_offset, json_int(j, "col_offset", -512, 512));
+    PITH_ASSIGN(const json* row_json, json_object(j, "row"));
+    PITH_ASSIGN(const json* col_json, json_object(j, "col"));
+    PITH_ASSIGN(CodesPtr row, parse_codes(*row_json, 1, rows, context));
+    PITH_ASSIGN(CodesPtr col, parse_codes(*col_json, 1, cols, context));
+    return RowColField::make(base, static_cast<int>(grain), {std::move(row), static_cast<int>(row_offset)},
+                             {std::move(col), static_cast<int>(col_offset)});
   }
   PITH_ASSIGN(const int64_t group, json_int(j, "group", 1, cols));
   const auto groups = static_cast<int64_t>(ceil_div(static_cast<uint64_t>(cols), static_cast<uint64_t>(group)));

@@ -88,13 +88,22 @@ class TwoLevelField final : public Field {
 /// value[r, c] = base * 2^((row_log[r] + col_log[c]) / 16).
 class RowColField final : public Field {
  public:
-  /// `logs` holds the rows' logarithms, then the columns'.
-  static Result<FieldPtr> make(int64_t rows, int64_t cols, float base, Bytes logs);
-  static Result<FieldPtr> make(float base, std::span<const uint8_t> row_log, std::span<const uint8_t> col_log);
+  /// One axis as stored: logarithm = grain * (code + offset), codes [1, n] of any kind, so that they can be
+  /// entropy-coded. Every logarithm must lie in 0 … 255.
+  struct Axis {
+    CodesPtr codes;
+    int offset = 0;
+  };
+  static Result<FieldPtr> make(float base, int grain, Axis row, Axis col);
+  /// The same from plain logarithms (multiples of `grain`), stored with 8 bits each.
+  static Result<FieldPtr> make(float base, std::span<const uint8_t> row_log, std::span<const uint8_t> col_log,
+                               int grain = 1);
 
   float base() const { return base_; }
-  std::span<const uint8_t> row_log() const { return logs_.as<uint8_t>().first(static_cast<size_t>(rows_)); }
-  std::span<const uint8_t> col_log() const { return logs_.as<uint8_t>().subspan(static_cast<size_t>(rows_)); }
+  /// All logarithms are multiples of it (as stored; the plain make() stores grain 1).
+  int grain() const { return grain_; }
+  std::span<const uint8_t> row_log() const { return std::span(logs_).first(static_cast<size_t>(rows_)); }
+  std::span<const uint8_t> col_log() const { return std::span(logs_).subspan(static_cast<size_t>(rows_)); }
   /// base * 2^(k / 16) for k = 0 … 510, the only values that occur; the same bits on every machine.
   const std::array<float, 511>& steps() const { return steps_; }
 
@@ -105,9 +114,11 @@ class RowColField final : public Field {
   std::string describe() const override;
 
  private:
-  RowColField(int64_t rows, int64_t cols, float base, Bytes logs);
+  RowColField(int64_t rows, int64_t cols, float base, int grain, Axis row, Axis col);
   float base_;
-  Bytes logs_;
+  int grain_;
+  Axis row_, col_;
+  std::vector<uint8_t> logs_;  ///< the rows' logarithms, then the columns'
   std::array<float, 511> steps_;
 };
 

@@ -1,0 +1,831 @@
+#include "engine/compress.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <memory>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "engine/assemble.h"
+#include "engine/calibration_text.h"
+#include "engine/gguf_types.h"
+#include "engine/jobs.h"
+#include "engine/measure_model.h"
+#include "engine/unit.h"
+#include "kernels/linear.h"
+#include "measure/memory.h"
+#include "plan/knapsack.h"
+#include "plan/size.h"
+#include "plan/work_folder.h"
+#include "represent/blocks.h"
+#include "runtime/method.h"
+#include "runtime/model_file.h"
+#include "tensor/parallel.h"
+
+namespace pith {
+namespace {
+
+using NodeMap = std::map<std::string, NodePtr, std::less<>>;
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+uint64_t file_bytes(const std::string& path) {
+  struct stat st {};
+  return ::stat(path.c_str(), &st) == 0 ? static_cast<uint64_t>(st.st_size) : 0;
+}
+
+/// Where statistics are kept between runs.
+std::string default_cache_folder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
+    return std::string(cache) + "/pith";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
+    return std::string(home) + "/.cache/pith";
+  return "/tmp/pith-cache";
+}
+
+/// Bytes of the model's weights as they come in: a folder's safetensors count, not its notes.
+uint64_t input_size(const Model& model, const std::string& path) {
+  return is_directory(path) ? model.bits().total() / 8 : file_bytes(path);
+}
+
+/// A method with checked options, ready to run.
+struct Recipe {
+  const Method* method = nullptr;
+  const Fit* fit = nullptr;
+  Options options;
+  std::string print() const {
+    const std::string text = options.print();
+    return text.empty() ? std::string(method->name) : fmt::format("{}:{}", method->name, text);
+  }
+};
+
+Recipe recipe(const MethodSpec& spec) {
+  const Method* method = find_method(spec.method);
+  const Fit* fit = find_fit(spec.method);
+  if (method == nullptr || fit == nullptr) {
+    std::vector<std::string> known;
+    for (const Fit* f : all_fits()) known.emplace_back(f->name);
+    throw Failure(user_error(
+        fmt::format("there is no method '{}' for weights{}", spec.method, did_you_mean(spec.method, known))));
+  }
+  return {method, fit, must(Options::parse(spec.options, method->params).context(spec.method))};
+}
+
+Recipe ec_recipe(double step, const MethodSpec* like) {
+  Recipe r = recipe({"ec", like != nullptr ? like->options : ""});
+  must(r.options.set("step", fmt::format("{:.6g}", step)));
+  return r;
+}
+
+class Compressor {
+ public:
+  Compressor(const CompressRequest& request, Progress& progress)
+      : request_(request),
+        progress_(progress),
+        pool_(request.threads),
+        gguf_(request.output.ends_with(".gguf")),
+        started_(now()) {
+    if (request.threads > 0) at::set_num_threads(static_cast<int>(request.threads));
+    model_ = must(open_model(request.input));
+    must(check_finite(model_));
+    weights_ = weights_of(model_);
+    targets_ = compressible(model_.config);
+    input_bytes_ = input_size(model_, request.input);
+    for (const MethodSpec& spec : request.allow) recipe(spec);  // a typing slip fails before hours of work
+    stage("open");
+  }
+
+  Preflight preflight();
+  CompressResult run();
+
+ private:
+  // ---- what the budget means
+  // ------------------------------------------------------------------------------------------
+  uint64_t weights_count() const { return model_.parameters(); }
+  /// The asked bytes (of the file, or in memory), 0 when the budget is not in bytes.
+  uint64_t target_bytes() const {
+    switch (request_.budget.kind) {
+      case Budget::Kind::size:
+      case Budget::Kind::ram:
+        return static_cast<uint64_t>(request_.budget.value);
+      case Budget::Kind::bits:
+        return static_cast<uint64_t>(request_.budget.value * static_cast<double>(weights_count()) / 8);
+      default:
+        return 0;
+    }
+  }
+  bool by_ram() const { return request_.budget.kind == Budget::Kind::ram; }
+  void check_budget();
+
+  // ---- calibration
+  // ------------------------------------------------------------------------------------------------------
+  Needs needs() const;
+  void calibrate_model(int64_t sequences, int64_t fisher_sequences, const std::string& cache);
+
+  // ---- units
+  // ------------------------------------------------------------------------------------------------------------
+  using Choice = std::vector<Recipe>;  // one a target
+  Unit fit_one(const JobSet& jobs, const Target& target, const Recipe& recipe, const NodePtr& base) const;
+  /// Fits what is not in the work folder yet, layer by layer; returns bytes and losses, leaves the units in the folder.
+  struct Done {
+    NodeMap nodes;
+    std::vector<double> loss;
+    double total_loss() const {
+      double sum = 0;
+      for (const double l : loss) sum += l;
+      return sum;
+    }
+  };
+  Done run_units(const Choice& choice, const std::vector<size_t>& which, bool commit, const char* stage_name);
+  Done run_sequential(const Choice& choice);
+  std::vector<size_t> all_targets() const;
+
+  // ---- planning
+  // ---------------------------------------------------------------------------------------------------------
+  bool continuous() const;
+  double pilot_step(double bits_per_weight, double* loss, double* seconds);
+  Done solve_step();
+  Done solve_knapsack();
+  Done solve_gguf_types();
+  Done fixed_choice();
+  Done follow_plan();
+
+  // ---- output
+  // -------------------------------------------------------------------------------------------------------------
+  Model finished(const NodeMap& nodes, const std::string& report_json);
+  uint64_t written_bytes(const Model& model);
+  uint64_t measure_bytes(const NodeMap& nodes);
+  void write(const Model& model, const std::string& path, bool overwrite);
+  Plan make_plan(const Done& done) const;
+  void fill_report(Report& report, const Done& done, const Model& model);
+
+  void stage(const std::string& name) {
+    const double t = now();
+    stages_.push_back({name, t - stage_start_});
+    stage_start_ = t;
+  }
+
+  const CompressRequest& request_;
+  Progress& progress_;
+  ThreadPool pool_;
+  bool gguf_;
+  double started_;
+  double stage_start_ = now();
+  std::vector<ReportStage> stages_;
+  Model model_;
+  std::optional<Model> base_;
+  std::unique_ptr<LmWeights> weights_;
+  std::vector<Target> targets_;
+  uint64_t input_bytes_ = 0;
+  std::string input_hash_;
+  CalibrationText calibration_;
+  std::unique_ptr<Statistics> statistics_;
+  std::unique_ptr<WorkFolder> work_;
+  Choice choice_;
+  std::optional<double> lower_bound_;
+  std::vector<CurvePoint> curve_;
+};
+
+// ---- budget
+// --------------------------------------------------------------------------------------------------------------
+
+/// The smallest file that still makes sense: one bit a weight beside what is not compressed.
+static constexpr double kFewestBits = 1.0;
+
+void Compressor::check_budget() {
+  const uint64_t target = target_bytes();
+  if (target == 0) return;
+  const auto smallest = static_cast<uint64_t>(static_cast<double>(weights_count()) * kFewestBits / 8);
+  if (target < smallest || target > std::max(input_bytes_, weights_count() * 2))
+    throw Failure(user_error(fmt::format(
+        "a budget of {} is out of range for this model: it has {} weights, takes {} now, and can be asked for {} to {}",
+        print_size(target), print_count(weights_count()), print_size(input_bytes_), print_size(smallest),
+        print_size(std::max(input_bytes_, weights_count() * 2)))));
+}
+
+bool Compressor::continuous() const {
+  return !gguf_ && (request_.allow.empty() || (request_.allow.size() == 1 && request_.allow[0].method == "ec" &&
+                                               request_.budget.kind != Budget::Kind::none));
+}
+
+// ---- calibration
+// -----------------------------------------------------------------------------------------------------------
+
+Needs Compressor::needs() const {
+  Needs n;
+  if (request_.allow.empty()) return {.moments = true, .cross = gguf_, .row_fisher = true};
+  for (const MethodSpec& spec : request_.allow) {
+    const Needs& m = find_method(spec.method)->needs;
+    n.moments |= m.moments, n.cross |= m.cross, n.row_fisher |= m.row_fisher, n.base |= m.base;
+  }
+  // Choosing among methods compares their losses, and a loss means something only in units of the text's loss.
+  if (request_.budget.kind != Budget::Kind::none) n.moments = n.row_fisher = true;
+  return n;
+}
+
+void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences, const std::string& cache) {
+  const Needs n = needs();
+  if (!n.moments && !n.row_fisher) return;
+  const Tokenizer tokenizer = must(Tokenizer::create(model_.tokenizer));
+  calibration_ = calibration_text(model_, tokenizer, request_.calibration, sequences, request_.sequence_length,
+                                  request_.seed, request_.threads, progress_);
+  CalibrationOptions options;
+  options.moments = n.moments;
+  options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
+  options.seed = request_.seed;
+  options.cache_folder = cache;
+  statistics_ = calibrate(*weights_, calibration_.tokens, options, progress_);
+}
+
+// ---- units
+// -----------------------------------------------------------------------------------------------------------------
+
+std::vector<size_t> Compressor::all_targets() const {
+  std::vector<size_t> which;
+  for (size_t i = 0; i < targets_.size(); ++i)
+    if (request_.embeddings || targets_[i].layer >= 0) which.push_back(i);
+  return which;
+}
+
+Unit Compressor::fit_one(const JobSet& jobs, const Target& target, const Recipe& recipe, const NodePtr& base) const {
+  FitJob job = jobs.make(target);
+  job.base = base;
+  job.seed = hash64(target.name, request_.seed);
+  Unit unit;
+  unit.node = recipe.fit->run(job, recipe.options);
+  unit.loss = predicted_loss(job, *unit.node);
+  return unit;
+}
+
+Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<size_t>& which, bool commit,
+                                       const char* stage_name) {
+  Done done;
+  done.loss.assign(targets_.size(), 0);
+  std::map<int64_t, std::vector<size_t>> by_layer;
+  for (const size_t i : which) by_layer[targets_[i].layer].push_back(i);
+  std::vector<NodePtr> nodes(targets_.size());
+  uint64_t finished = 0;
+  const auto name_of = [&](size_t i) { return targets_[i].name + "|" + choice[i].print(); };
+  for (const auto& [layer, members] : by_layer) {
+    std::vector<size_t> missing;
+    for (const size_t i : members) {
+      if (commit && work_->has(name_of(i))) {
+        const Unit unit = must(unpack_unit(must(work_->read(name_of(i))), Limits{}));
+        nodes[i] = unit.node;
+        done.loss[i] = unit.loss;
+      } else {
+        missing.push_back(i);
+      }
+    }
+    if (!missing.empty()) {
+      const JobSet jobs(*weights_, statistics_.get(), layer);
+      const auto work = [&](size_t i) {
+        const ModelTensor* base = base_ ? base_->find(targets_[i].name) : nullptr;
+        const Unit unit = fit_one(jobs, targets_[i], choice[i], base != nullptr ? base->node : nullptr);
+        if (commit) must(work_->commit(name_of(i), pack_unit(unit)));
+        nodes[i] = unit.node;
+        done.loss[i] = unit.loss;
+      };
+      // A layer's matrices are independent; embedding and head are large and use the threads inside.
+      if (layer < 0)
+        for (const size_t i : missing) work(i);
+      else
+        parallel_tasks(static_cast<int64_t>(missing.size()), [&](int64_t k) { work(missing[static_cast<size_t>(k)]); });
+    }
+    finished += members.size();
+    const std::string unit = layer < 0 ? "embedding" : fmt::format("block {}", layer);
+    if (!progress_.step({stage_name, unit, finished, which.size()}))
+      throw Failure(user_error("stopped; the same command continues from here"));
+  }
+  for (const size_t i : which) done.nodes[targets_[i].name] = nodes[i];
+  return done;
+}
+
+// Block after block, with the inputs that the compressed blocks before really deliver, and the cross moments that the
+// target correction needs. A resumed run reads finished units and only moves the activations along.
+Compressor::Done Compressor::run_sequential(const Choice& choice) {
+  Done done;
+  done.loss.assign(targets_.size(), 0);
+  const Needs n = needs();
+  BlockSession::Options options;
+  options.compute = Compute::automatic;
+  BlockSession session(*weights_, calibration_.tokens, options);
+  std::vector<size_t> ends;
+  std::map<int64_t, std::vector<size_t>> by_layer;
+  for (const size_t i : all_targets()) (targets_[i].layer < 0 ? ends : by_layer[targets_[i].layer]).push_back(i);
+  const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };
+  uint64_t finished = 0;
+  const uint64_t total = all_targets().size();
+  const auto keep = [&](size_t i, const Unit& unit) {
+    done.nodes[targets_[i].name] = unit.node;
+    done.loss[i] = unit.loss;
+  };
+  // Embedding and head are fitted on the float model's statistics: the lookup comes before every block.
+  if (!ends.empty()) {
+    for (const auto& [name, node] : run_units(choice, ends, true, "quantize").nodes) done.nodes[name] = node;
+    finished += ends.size();
+  }
+  for (int64_t layer = 0; session.next(); ++layer) {
+    const std::vector<size_t>& members = by_layer[layer];
+    const bool all_done = std::all_of(members.begin(), members.end(), [&](size_t i) { return work_->has(name_of(i)); });
+    std::map<std::string, BlockSession::InputStatistics, std::less<>> inputs;
+    if (!all_done) inputs = session.collect({}, {.fp = false, .prefix = true, .cross = n.cross});
+    const JobSet jobs(*weights_, all_done ? nullptr : statistics_.get(), layer);
+    std::vector<Unit> units(members.size());
+    parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t k) {
+      const size_t i = members[static_cast<size_t>(k)];
+      if (work_->has(name_of(i))) {
+        units[static_cast<size_t>(k)] = must(unpack_unit(must(work_->read(name_of(i))), Limits{}));
+        return;
+      }
+      FitJob job = jobs.make(targets_[i]);
+      const auto& s = inputs.at(targets_[i].input);
+      job.inputs = &s.prefix;
+      job.cross = s.cross;
+      job.seed = hash64(targets_[i].name, request_.seed);
+      Unit unit;
+      unit.node = choice[i].fit->run(job, choice[i].options);
+      unit.loss = predicted_loss(job, *unit.node);
+      must(work_->commit(name_of(i), pack_unit(unit)));
+      units[static_cast<size_t>(k)] = std::move(unit);
+    });
+    for (size_t k = 0; k < members.size(); ++k) {
+      keep(members[k], units[k]);
+      const Target& t = targets_[members[k]];
+      const std::vector<float> values = decode_all(*units[k].node);
+      session.replace(t.name, at::from_blob(const_cast<float*>(values.data()), {t.rows, t.cols}, at::kFloat).clone());
+    }
+    finished += members.size();
+    if (!progress_.step({"quantize", fmt::format("block {}", layer), finished, total}))
+      throw Failure(user_error("stopped; the same command continues from here"));
+  }
+  return done;
+}
+
+// ---- planning
+// --------------------------------------------------------------------------------------------------------------
+
+/// Bits of the codes of an ec grid after entropy coding, tables left out.
+static double coded_bits(const std::vector<NodePtr>& nodes, ThreadPool& pool) {
+  Model empty;
+  for (size_t i = 0; i < nodes.size(); ++i)
+    empty.tensors.push_back({fmt::format("t{}", i), {nodes[i]->rows(), nodes[i]->cols()}, nodes[i]});
+  return static_cast<double>(assemble(empty, {}, pool).bits().total());
+}
+
+/// The step at which a sample of the layers takes `bits_per_weight`, and what that costs.
+double Compressor::pilot_step(double bits_per_weight, double* loss, double* seconds) {
+  // About six blocks spread over the depth stand for the model. The embedding is left out: its bits follow the same
+  // step, and the first full pass corrects what the sample misjudged.
+  std::vector<size_t> sample;
+  const int64_t layers = model_.config.layers;
+  const int64_t stride = std::max<int64_t>(1, layers / 6);
+  for (size_t i = 0; i < targets_.size(); ++i)
+    if (targets_[i].layer >= 0 && targets_[i].layer % stride == stride / 2) sample.push_back(i);
+  double sample_weights = 0, all_weights = 0;
+  for (const size_t i : sample) sample_weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  for (const size_t i : all_targets()) all_weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  const MethodSpec* like = request_.allow.empty() ? nullptr : &request_.allow[0];
+  double log_step = -12;  // 2^-12: about 4 bits for the models tried
+  const double begin = now();
+  int rounds = 0;
+  for (; rounds < 5; ++rounds) {
+    Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
+    const Done done = run_units(choice, sample, false, "pilot");
+    std::vector<NodePtr> nodes;
+    for (const auto& [name, node] : done.nodes) nodes.push_back(node);
+    const double bits = coded_bits(nodes, pool_) / sample_weights;
+    if (loss != nullptr) *loss = done.total_loss() * all_weights / sample_weights;
+    // One octave of step is one bit while codes are large, less when most of them are 0.
+    const double error = bits - bits_per_weight;
+    if (std::fabs(error) < 0.03) break;
+    log_step += error / std::clamp(bits / 3, 0.3, 1.0);
+  }
+  if (seconds != nullptr) *seconds = (now() - begin) / (rounds + 1) * all_weights / sample_weights;
+  return std::exp2(log_step);
+}
+
+Compressor::Done Compressor::solve_step() {
+  const MethodSpec* like = request_.allow.empty() ? nullptr : &request_.allow[0];
+  const bool by_loss = request_.budget.kind == Budget::Kind::loss;
+  const std::vector<size_t> which = all_targets();
+  const auto target = static_cast<double>(target_bytes());
+  double weights = 0;
+  for (const size_t i : which) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+
+  double step = 0;
+  if (by_loss) {
+    // Mean KL is close to the logarithm of the perplexity ratio; the loss grows with the square of the step.
+    double loss = 0;
+    step = pilot_step(3.5, &loss, nullptr);
+    step *= std::sqrt(std::log1p(request_.budget.value) / std::max(loss, 1e-12));
+  } else {
+    const double share = by_ram() ? 0.8 : 1.0;
+    step = pilot_step(std::max(0.3, share * target * 8 / weights - 0.05), nullptr, nullptr);
+  }
+  stage("plan");
+  // Full passes until the file fits: log size is close to linear in log step, so a secant gets there in two or three.
+  double log_step = std::log2(step), last_log = 0, last_size = 0, best_log = 0;
+  bool have_last = false, have_best = false;
+  double low = -60, high = 60;  // bracket of the answer in log step
+  Done best;
+  for (int round = 0; round < 8; ++round) {
+    choice_.assign(targets_.size(), ec_recipe(std::exp2(log_step), like));
+    Done done = run_units(choice_, which, true, "quantize");
+    if (by_loss) {
+      const double ratio =
+          measured_loss(model_, assemble(model_, done.nodes, pool_), request_.eval_texts, pool_, progress_);
+      const double asked = request_.budget.value;
+      progress_.note(fmt::format("step {:.4g}: perplexity ratio - 1 is {:.4f}, asked for at most {:.4f}",
+                                 std::exp2(log_step), ratio, asked));
+      if (ratio <= asked && ratio >= 0.9 * asked) return done;
+      if (ratio <= asked) {
+        best = std::move(done), best_log = log_step, have_best = true;
+        low = std::max(low, log_step);
+      } else {
+        high = std::min(high, log_step);
+      }
+      double next = log_step + 0.5 * std::log2(0.95 * std::log1p(asked) / std::max(std::log1p(ratio), 1e-9));
+      if (next <= low || next >= high) next = (low + high) / 2;
+      log_step = next;
+      continue;
+    }
+    const auto size = static_cast<double>(measure_bytes(done.nodes));
+    if (size <= target) {
+      low = low, high = std::min(high, log_step);
+      best = std::move(done), best_log = log_step, have_best = true;
+      if (size >= target * 0.996) break;
+    } else {
+      low = std::max(low, log_step);
+    }
+    const double slope =
+        have_last && std::fabs(log_step - last_log) > 1e-9
+            ? std::clamp((size - last_size) / (log_step - last_log), -weights / 8 * 1.2, -weights / 8 * 0.2)
+            : -weights / 8 * 0.9;
+    last_log = log_step, last_size = size, have_last = true;
+    double next = log_step + (target * 0.998 - size) / slope;
+    if (next <= low || next >= high) next = low > -60 && high < 60 ? (low + high) / 2 : next;
+    log_step = next;
+  }
+  if (!have_best) throw Failure(bug_error("no step brought the file under the budget"));
+  choice_.assign(targets_.size(), ec_recipe(std::exp2(best_log), like));
+  return best;
+}
+
+Compressor::Done Compressor::solve_knapsack() {
+  // Every allowed option of every tensor is fitted and measured: its bytes exactly, its loss to second order.
+  std::vector<Recipe> options;
+  for (const MethodSpec& spec : request_.allow) {
+    Recipe r = recipe(spec);
+    if (spec.method == "ec" && r.options.print().find("step=") == std::string::npos) {
+      // ec has a continuous size: offer a ladder of steps around the one that meets the budget alone.
+      double weights = 0;
+      for (const size_t i : all_targets()) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+      const double bits =
+          request_.budget.kind == Budget::Kind::loss ? 3.5 : static_cast<double>(target_bytes()) * 8 / weights;
+      const double middle = pilot_step(bits, nullptr, nullptr);
+      for (int k = -4; k <= 4; ++k) options.push_back(ec_recipe(middle * std::exp2(k * 0.5), &spec));
+    } else {
+      options.push_back(std::move(r));
+    }
+  }
+  const std::vector<size_t> which = all_targets();
+  std::vector<KnapsackUnit> units(which.size());
+  std::vector<Done> results;
+  for (const Recipe& option : options) {
+    Choice choice(targets_.size(), option);
+    results.push_back(run_units(choice, which, true, "measure options"));
+    for (size_t k = 0; k < which.size(); ++k) {
+      const NodePtr& node = results.back().nodes.at(targets_[which[k]].name);
+      const auto bits =
+          option.method->name == "ec" ? coded_bits({node}, pool_) : static_cast<double>(node->bits().total());
+      const uint64_t bytes = by_ram() ? planned_ram_bytes(*node) : static_cast<uint64_t>(std::ceil(bits / 8));
+      units[k].push_back({bytes, results.back().loss[which[k]]});
+    }
+  }
+  stage("measure options");
+  const NodeMap none;
+  const uint64_t overhead = [&] {
+    uint64_t rest = 4096;
+    for (const ModelTensor& t : model_.tensors)
+      if (std::none_of(which.begin(), which.end(), [&](size_t i) { return targets_[i].name == t.name; }))
+        rest += t.node->bits().total() / 8;
+    return rest + 256 * model_.tensors.size();
+  }();
+  curve_ = must(budget_curve(units, 40));
+  for (CurvePoint& p : curve_) p.bytes += overhead;
+  const uint64_t target = target_bytes();
+  uint64_t allowance = target > overhead ? target - overhead : 0;
+  Done done;
+  done.loss.assign(targets_.size(), 0);
+  choice_.assign(targets_.size(), options.front());
+  for (int round = 0; round < 4; ++round) {
+    const KnapsackAnswer answer = request_.budget.kind == Budget::Kind::loss
+                                      ? must(best_for_loss(units, std::log1p(request_.budget.value)))
+                                      : must(best_for_bytes(units, allowance));
+    lower_bound_ = answer.lower_bound;
+    for (size_t k = 0; k < which.size(); ++k) {
+      const auto option = static_cast<size_t>(answer.choice[k]);
+      const std::string& name = targets_[which[k]].name;
+      choice_[which[k]] = options[option];
+      done.nodes[name] = results[option].nodes.at(name);
+      done.loss[which[k]] = results[option].loss[which[k]];
+    }
+    if (target == 0) break;
+    const uint64_t size = measure_bytes(done.nodes);
+    if (size <= target && static_cast<double>(size) >= static_cast<double>(target) * 0.997) break;
+    if (size <= target && round > 0) break;
+    // What tables and headers really take differs from the allowance for them: solve again with the difference.
+    allowance = static_cast<uint64_t>(std::max<int64_t>(
+        0, static_cast<int64_t>(allowance) + static_cast<int64_t>(target) - static_cast<int64_t>(size) - 512));
+  }
+  return done;
+}
+
+/// Types that llama.cpp runs fast and that Pith writes, by rising size.
+static constexpr GgmlType kGgufTypes[] = {GgmlType::q2_k, GgmlType::q3_k, GgmlType::iq4_nl, GgmlType::q4_0,
+                                          GgmlType::q4_k, GgmlType::q4_1, GgmlType::q5_0,   GgmlType::q5_k,
+                                          GgmlType::q5_1, GgmlType::q6_k, GgmlType::q8_0};
+
+Compressor::Done Compressor::solve_gguf_types() {
+  const std::vector<size_t> which = all_targets();
+  // Loss of a type on a tensor: plain rounding, its errors weighted with 1 / U_jj^2 as the walk will feel them (the
+  // walk's own loss is a fixed share of that, the same for all types).
+  std::vector<KnapsackUnit> units(which.size());
+  std::vector<std::vector<GgmlType>> types(which.size());
+  std::map<int64_t, std::vector<size_t>> by_layer;
+  for (size_t k = 0; k < which.size(); ++k) by_layer[targets_[which[k]].layer].push_back(k);
+  uint64_t finished = 0;
+  for (const auto& [layer, members] : by_layer) {
+    const JobSet jobs(*weights_, statistics_.get(), layer);
+    parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t m) {
+      const size_t k = members[static_cast<size_t>(m)];
+      const FitJob job = jobs.make(targets_[which[k]]);
+      for (const GgmlType type : kGgufTypes) {
+        const auto row = ggml_row_bytes(type, job.weight.size(1));
+        if (!row) continue;
+        types[k].push_back(type);
+        units[k].push_back({*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, type)});
+      }
+    });
+    finished += members.size();
+    if (!progress_.step({"measure types", fmt::format("layer {}", layer), finished, which.size()}))
+      throw Failure(user_error("stopped; the same command continues from here"));
+  }
+  curve_ = must(budget_curve(units, 40));
+  Done empty;
+  const uint64_t target = target_bytes();
+  choice_.assign(targets_.size(), recipe({"gguf", ""}));
+  const auto take = [&](const KnapsackAnswer& answer, NodeMap* nodes) {
+    for (size_t k = 0; k < which.size(); ++k) {
+      const GgmlType type = types[k][static_cast<size_t>(answer.choice[k])];
+      Recipe r = recipe({"gguf", ""});
+      must(r.options.set("type", ggml_traits(type).name));
+      choice_[which[k]] = std::move(r);
+      if (nodes == nullptr) continue;
+      const Target& t = targets_[which[k]];
+      std::vector<std::byte> zeros(*ggml_row_bytes(type, t.cols) * static_cast<size_t>(t.rows));
+      (*nodes)[t.name] = must(Blocks::make(type, t.rows, t.cols, Bytes::own(std::move(zeros))));
+    }
+  };
+  if (request_.budget.kind == Budget::Kind::loss) {
+    take(must(best_for_loss(units, std::log1p(request_.budget.value) * 2)), nullptr);
+  } else {
+    // The size of a GGUF depends on the types alone: measure a file of zeros, then solve for the real allowance.
+    const KnapsackRange range = must(knapsack_range(units));
+    const KnapsackAnswer trial = must(best_for_bytes(units, std::max(target, range.smallest_bytes)));
+    NodeMap nodes;
+    take(trial, &nodes);
+    const uint64_t overhead = measure_bytes(nodes) - trial.bytes;
+    if (target < range.smallest_bytes + overhead)
+      throw Failure(user_error(
+          fmt::format("a GGUF of this model cannot be smaller than {} (its rows of {} fit only some block types); "
+                      "a .pith file can: give -o NAME.pith",
+                      print_size(range.smallest_bytes + overhead), model_.config.hidden)));
+    const KnapsackAnswer answer = must(best_for_bytes(units, target - overhead));
+    lower_bound_ = answer.lower_bound;
+    take(answer, nullptr);
+    for (CurvePoint& p : curve_) p.bytes += overhead;
+  }
+  stage("plan");
+  return run_sequential(choice_);
+}
+
+Compressor::Done Compressor::fixed_choice() {
+  choice_.assign(targets_.size(), recipe(request_.allow.front()));
+  if (gguf_ && choice_.front().method->needs.cross) return run_sequential(choice_);
+  return run_units(choice_, all_targets(), true, std::string(choice_.front().method->family).c_str());
+}
+
+Compressor::Done Compressor::follow_plan() {
+  const Plan plan = must(read_plan(request_.plan, Limits{}, [](const MethodSpec& spec) { return check_spec(spec); }));
+  if (!plan.input_hash.empty() && plan.input_hash != input_hash_)
+    throw Failure(
+        user_error(fmt::format("{}: was made for another model (content {}, this one is {}); remove "
+                               "\"input_hash\" from it to use it all the same",
+                               request_.plan, plan.input_hash, input_hash_)));
+  choice_.assign(targets_.size(), Recipe{});
+  std::vector<size_t> which;
+  for (const PlanTensor& t : plan.tensors) {
+    const auto it = std::find_if(targets_.begin(), targets_.end(), [&](const Target& x) { return x.name == t.name; });
+    if (it == targets_.end()) {
+      std::vector<std::string> names;
+      for (const Target& x : targets_) names.push_back(x.name);
+      throw Failure(user_error(fmt::format("{}: there is no matrix '{}' in this model{}", request_.plan, t.name,
+                                           did_you_mean(t.name, names))));
+    }
+    const auto i = static_cast<size_t>(it - targets_.begin());
+    choice_[i] = recipe(split_spec(t.method));
+    which.push_back(i);
+  }
+  return run_units(choice_, which, true, "quantize");
+}
+
+// ---- output
+// ----------------------------------------------------------------------------------------------------------------
+
+Model Compressor::finished(const NodeMap& nodes, const std::string& report_json) {
+  Model out = gguf_ ? model_ : assemble(model_, nodes, pool_);
+  if (gguf_)
+    for (ModelTensor& t : out.tensors)
+      if (const auto it = nodes.find(t.name); it != nodes.end()) t.node = it->second;
+  Done done{nodes, std::vector<double>(targets_.size(), 0)};
+  out.plan_json = print_plan(make_plan(done));
+  out.report_json = report_json;
+  return out;
+}
+
+void Compressor::write(const Model& model, const std::string& path, bool overwrite) {
+  must(gguf_ ? write_gguf_model(model, path, overwrite) : write_pith(model, path, overwrite));
+}
+
+uint64_t Compressor::written_bytes(const Model& model) {
+  const std::string trial = work_->path() + "/trial";
+  write(model, trial, true);
+  const uint64_t bytes = file_bytes(trial);
+  ::unlink(trial.c_str());
+  return bytes;
+}
+
+/// Room for the measured report that the file gets at the end.
+static constexpr uint64_t kReportRoom = 2048;
+
+uint64_t Compressor::measure_bytes(const NodeMap& nodes) {
+  const Model model = finished(nodes, "");
+  if (!by_ram()) return written_bytes(model) + (gguf_ ? 0 : kReportRoom);
+  uint64_t bytes = 0;
+  for (const ModelTensor& t : model.tensors) bytes += planned_ram_bytes(*t.node);
+  return bytes;
+}
+
+Plan Compressor::make_plan(const Done& done) const {
+  Plan plan;
+  plan.input = request_.input;
+  plan.input_hash = input_hash_;
+  plan.budget = request_.budget;
+  plan.settings["calibration"] = calibration_.source.empty() ? "none" : calibration_.source;
+  plan.settings["seed"] = std::to_string(request_.seed);
+  plan.settings["format"] = gguf_ ? "gguf" : "pith";
+  plan.lower_bound = lower_bound_;
+  for (size_t i = 0; i < targets_.size(); ++i) {
+    const auto it = done.nodes.find(targets_[i].name);
+    if (it == done.nodes.end() || choice_[i].method == nullptr) continue;
+    PlanTensor t;
+    t.name = targets_[i].name;
+    t.method = choice_[i].print();
+    plan.tensors.push_back(std::move(t));
+  }
+  return plan;
+}
+
+void Compressor::fill_report(Report& report, const Done& done, const Model& model) {
+  report.budget = request_.budget.describe();
+  report.command = request_.command;
+  report.loss_unit = "nats a token";
+  report.predicted_loss = done.total_loss();
+  report.lower_bound = lower_bound_;
+  for (const CurvePoint& p : curve_) report.curve.push_back({p.bytes, p.loss});
+  for (const ModelTensor& t : model.tensors) {
+    ReportTensor row;
+    row.name = t.name;
+    row.tree = t.node->describe();
+    row.weights = static_cast<uint64_t>(t.node->rows()) * static_cast<uint64_t>(t.node->cols());
+    row.bytes = t.node->bits().total() / 8;
+    row.bytes_before = model_.find(t.name)->node->bits().total() / 8;
+    for (size_t i = 0; i < targets_.size(); ++i)
+      if (targets_[i].name == t.name && choice_[i].method != nullptr && done.nodes.contains(t.name)) {
+        row.method = choice_[i].print();
+        row.predicted_loss = done.loss[i];
+      }
+    report.tensors.push_back(std::move(row));
+  }
+}
+
+Preflight Compressor::preflight() {
+  check_budget();
+  Preflight out;
+  out.weights = weights_count();
+  out.input_bytes = input_bytes_;
+  out.target_bytes = target_bytes();
+  out.smallest_bytes = static_cast<uint64_t>(static_cast<double>(out.weights) * kFewestBits / 8);
+  uint64_t largest = 0;
+  for (const Target& t : targets_) largest = std::max(largest, static_cast<uint64_t>(t.rows * t.cols) * 4);
+  out.peak_memory = current_anonymous_memory() + 4 * largest + (400ull << 20);
+  if (!continuous()) {
+    out.method = request_.allow.empty() ? "gguf" : request_.allow.front().print();
+    return out;
+  }
+  const double begin = now();
+  calibrate_model(4, 4, "");
+  const double calibration_seconds = now() - begin;
+  double weights = 0;
+  for (const size_t i : all_targets()) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  const double bits = out.target_bytes > 0 ? static_cast<double>(out.target_bytes) * 8 / weights : 3.5;
+  double pass_seconds = 0;
+  const double step = pilot_step(bits - 0.05, &out.predicted_loss, &pass_seconds);
+  out.method = fmt::format("ec:step={:.3g}", step);
+  const auto sequences = static_cast<double>(request_.calibration_sequences);
+  out.seconds =
+      calibration_seconds * (sequences + 3.0 * static_cast<double>(request_.fisher_sequences)) / 16 + 3 * pass_seconds;
+  return out;
+}
+
+CompressResult Compressor::run() {
+  check_budget();
+  if (!request_.force && file_exists(request_.output))
+    throw Failure(user_error(request_.output + ": exists already; choose another name or pass --force"));
+  input_hash_ = model_.content_hash();
+  std::string settings;
+  for (const MethodSpec& spec : request_.allow) settings += spec.print() + ";";
+  const std::string plan_text = request_.plan.empty() ? "" : must(read_text(request_.plan, 64 << 20));
+  const std::string plan_hash =
+      Hasher()
+          .add(request_.budget.describe())
+          .add(settings)
+          .add(plan_text)
+          .add(request_.calibration)
+          .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
+                           request_.sequence_length, request_.seed, request_.embeddings, gguf_))
+          .hex();
+  const std::string folder = request_.work_folder.empty() ? request_.output + ".work" : request_.work_folder;
+  work_ = std::make_unique<WorkFolder>(must(WorkFolder::open(folder, plan_hash, input_hash_, request_.restart)));
+  if (!request_.base.empty()) {
+    base_ = must(open_model(request_.base));
+    must(check_model(*base_));
+  }
+  calibrate_model(request_.calibration_sequences, request_.fisher_sequences,
+                  request_.cache_folder.empty() ? default_cache_folder() : request_.cache_folder);
+  stage("calibrate");
+
+  const bool fixed = request_.allow.size() == 1 && request_.budget.kind == Budget::Kind::none;
+  Done done = !request_.plan.empty()            ? follow_plan()
+              : fixed                           ? fixed_choice()
+              : continuous()                    ? solve_step()
+              : gguf_ && request_.allow.empty() ? solve_gguf_types()
+                                                : solve_knapsack();
+  stage("quantize");
+  Model result = finished(done.nodes, "");
+  CompressResult out;
+  out.plan = make_plan(done);
+  fill_report(out.report, done, result);
+  statistics_.reset();
+  if (request_.eval_chunks > 0) {
+    measure_model(model_, result, request_.eval_texts, request_.eval_chunks, pool_, progress_, out.report);
+    stage("measure");
+  }
+  result.report_json = short_report(out.report);
+  if (!gguf_ && !by_ram() && target_bytes() > 0 && written_bytes(result) > target_bytes()) result.report_json.clear();
+  write(result, request_.output, request_.force);
+  stage("write");
+  out.report.before.name = request_.input;
+  out.report.before.file_bytes = input_bytes_;
+  out.report.after.name = request_.output;
+  out.report.after.file_bytes = file_bytes(request_.output);
+  const auto weights = static_cast<double>(weights_count());
+  out.report.before.bits_per_weight = static_cast<double>(out.report.before.file_bytes) * 8 / weights;
+  out.report.after.bits_per_weight = static_cast<double>(out.report.after.file_bytes) * 8 / weights;
+  out.report.stages = stages_;
+  out.report.seconds = now() - started_;
+  out.report.peak_memory = peak_memory();
+  if (!request_.keep_work) must(work_->remove());
+  return out;
+}
+
+}  // namespace
+
+Preflight preflight(const CompressRequest& request, Progress& progress) {
+  return Compressor(request, progress).preflight();
+}
+
+CompressResult compress(const CompressRequest& request, Progress& progress) {
+  return Compressor(request, progress).run();
+}
+
+}  // namespace pith

@@ -1,0 +1,54 @@
+// The main job: a language model cut to a budget. Opens, calibrates, plans, fits unit by unit into OUT.work/, writes,
+// measures. The command line's `compress`, `quantize`, `factorize` and `prune`, and Python, are thin covers of it.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "measure/report.h"
+#include "plan/plan_file.h"
+
+namespace pith {
+
+struct CompressRequest {
+  std::string input, output;  ///< output by its ending: .gguf, else .pith
+  Budget budget;
+  /// Empty: the output format's own default, `ec` or `gguf`. One entry without a budget: exactly that for every matrix
+  /// of the blocks. Several, or one with a budget: what the solver may choose from.
+  std::vector<MethodSpec> allow;
+  std::string plan;         ///< path of a plan to follow instead of solving one
+  std::string base;         ///< for methods that mend an already compressed model: that model (input is the original)
+  bool embeddings = true;   ///< embedding and head are compressed too (with one given method: only if asked)
+  std::string calibration;  ///< engine/calibration_text.h
+  int64_t calibration_sequences = 128, fisher_sequences = 48, sequence_length = 512;
+  uint64_t seed = 0;
+  unsigned threads = 0;
+  std::string work_folder;              ///< empty: OUTPUT + ".work"
+  std::string cache_folder;             ///< statistics by content hash; empty: ~/.cache/pith
+  std::vector<std::string> eval_texts;  ///< held-out texts for the report; empty: the built-in ones
+  int64_t eval_chunks = 16;             ///< chunks of 512 tokens a text; 0: do not measure
+  bool force = false, restart = false, keep_work = false;
+  std::string command;  ///< the command line, for the report
+};
+
+/// What is known before the work begins.
+struct Preflight {
+  uint64_t weights = 0, input_bytes = 0, target_bytes = 0, smallest_bytes = 0;
+  uint64_t peak_memory = 0;   ///< estimate
+  double seconds = 0;         ///< estimate, measured on a sample of the layers
+  double predicted_loss = 0;  ///< nats a token
+  std::string method;         ///< "ec:step=…" or "plan of 3 methods"
+};
+
+struct CompressResult {
+  Plan plan;
+  Report report;
+};
+
+/// Both throw Failure. `preflight` writes nothing but statistics of a few sequences into no file at all.
+Preflight preflight(const CompressRequest& request, Progress& progress = quiet_progress());
+CompressResult compress(const CompressRequest& request, Progress& progress = quiet_progress());
+
+}  // namespace pith

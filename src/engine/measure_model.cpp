@@ -1,0 +1,147 @@
+#include "engine/measure_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "runtime/builtin_text.h"
+#include "runtime/chat.h"
+#include "runtime/evaluate.h"
+#include "runtime/generate.h"
+#include "runtime/tokenizer.h"
+#include "tensor/tensor.h"
+
+namespace pith {
+
+std::vector<HeldOut> held_out_texts(const std::vector<std::string>& paths) {
+  std::vector<HeldOut> texts;
+  for (const std::string& path : paths) {
+    const size_t cut = path.find_last_of("/:");
+    texts.push_back({path.substr(cut == std::string::npos ? 0 : cut + 1), must(read_named_text(path))});
+  }
+  if (paths.empty())
+    for (const HeldoutText& t : builtin_heldout_texts()) texts.push_back({std::string(t.domain), std::string(t.text)});
+  return texts;
+}
+
+namespace {
+
+struct Pair {
+  Tokenizer tokenizer;
+  std::unique_ptr<Lm> before, after;
+};
+
+Pair load_pair(const Model& before, const Model& after, ThreadPool& pool, Progress& progress) {
+  return {must(Tokenizer::create(before.tokenizer)), must(Lm::load(before, {}, pool, progress)),
+          must(Lm::load(after, {}, pool, progress))};
+}
+
+/// `chunks` chunks spread over the whole text.
+std::vector<int32_t> spread(const std::vector<int32_t>& tokens, int64_t chunks, int64_t length) {
+  const auto available = static_cast<int64_t>(tokens.size()) / length;
+  const int64_t n = std::min(chunks, available);
+  std::vector<int32_t> out;
+  for (int64_t k = 0; k < n; ++k) {
+    const int64_t chunk = k * available / n;
+    out.insert(out.end(), tokens.begin() + chunk * length, tokens.begin() + (chunk + 1) * length);
+  }
+  return out;
+}
+
+constexpr int64_t kContext = 512;
+
+std::string answer(const Lm& lm, const Tokenizer& tokenizer, const std::string& prompt, ThreadPool& pool,
+                   std::optional<double>& speed) {
+  const ChatMessage message{"user", prompt};
+  const auto chat = render_chat(tokenizer.spec(), std::span(&message, 1), true);
+  const EncodeOptions as_chat{.add_special = false, .parse_special = true};
+  const auto tokens = must(tokenizer.encode(chat.ok() ? *chat : prompt, chat.ok() ? as_chat : EncodeOptions{}));
+  GenerateOptions options;
+  options.sample.temperature = 0;
+  options.max_tokens = 64;
+  options.stop.assign(tokenizer.stop_ids().begin(), tokenizer.stop_ids().end());
+  KvStore kv = lm.new_kv();
+  const Generated out = must(generate(lm, tokenizer, tokens, kv, options, pool, [](std::string_view) { return true; }));
+  if (out.decode_seconds > 0 && out.tokens.size() > 8)
+    speed = static_cast<double>(out.tokens.size()) / out.decode_seconds;
+  return out.text;
+}
+
+}  // namespace
+
+void measure_model(const Model& before, const Model& after, const std::vector<std::string>& paths, int64_t chunks,
+                   ThreadPool& pool, Progress& progress, Report& report) {
+  if (before.tokenizer.kind == TokenizerSpec::Kind::none) {
+    report.notes.push_back("not measured: the model has no tokenizer");
+    return;
+  }
+  const Pair pair = load_pair(before, after, pool, progress);
+  report.before.loaded_bytes = pair.before->ram_bytes();
+  report.after.loaded_bytes = pair.after->ram_bytes();
+  double log_ratio = 0, weight = 0;
+  for (const HeldOut& held : held_out_texts(paths)) {
+    const auto tokens = spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), chunks, kContext);
+    if (tokens.empty()) {
+      report.notes.push_back(held.name + ": shorter than one chunk of " + std::to_string(kContext) + " tokens");
+      continue;
+    }
+    EvalOptions options;
+    options.context = kContext;
+    if (before.tokenizer.add_bos) options.bos = pair.tokenizer.bos();
+    const ComparisonResult c = must(compare(*pair.after, *pair.before, tokens, options, pool, progress));
+    ReportText text;
+    text.name = held.name;
+    text.tokens = static_cast<uint64_t>(c.model.tokens);
+    text.perplexity_before = c.reference.ppl;
+    text.perplexity_after = c.model.ppl;
+    text.kl = c.mean_kl;
+    text.kl_error = c.mean_kl_error;
+    text.top1 = c.same_top;
+    report.texts.push_back(std::move(text));
+    log_ratio += std::log(c.ratio) * static_cast<double>(c.model.tokens);
+    weight += static_cast<double>(c.model.tokens);
+  }
+  if (weight > 0) report.measured_loss = std::expm1(log_ratio / weight);
+  for (const char* prompt :
+       {"What is the capital of France, and what is it known for?", "Explain in two sentences why the sky is blue."}) {
+    ReportSample sample;
+    sample.prompt = prompt;
+    sample.before = answer(*pair.before, pair.tokenizer, prompt, pool, report.before.tokens_per_second);
+    sample.after = answer(*pair.after, pair.tokenizer, prompt, pool, report.after.tokens_per_second);
+    report.samples.push_back(std::move(sample));
+  }
+}
+
+double measured_loss(const Model& before, const Model& after, const std::vector<std::string>& paths, ThreadPool& pool,
+                     Progress& progress) {
+  const Pair pair = load_pair(before, after, pool, progress);
+  double log_ratio = 0, weight = 0;
+  for (const HeldOut& held : held_out_texts(paths)) {
+    const auto tokens = spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), 6, kContext);
+    if (tokens.empty()) continue;
+    EvalOptions options;
+    options.context = kContext;
+    const ComparisonResult c = must(compare(*pair.after, *pair.before, tokens, options, pool, progress));
+    log_ratio += std::log(c.ratio) * static_cast<double>(c.model.tokens);
+    weight += static_cast<double>(c.model.tokens);
+  }
+  if (weight == 0)
+    throw Failure(
+        user_error("--max-loss needs held-out text to measure on; give --eval FILE with at least 512 tokens"));
+  return std::expm1(log_ratio / weight);
+}
+
+std::string short_report(const Report& report) {
+  nlohmann::json j;
+  for (const ReportText& t : report.texts) {
+    nlohmann::json text = {{"name", t.name}, {"tokens", t.tokens}};
+    if (t.perplexity_before) text["ppl_before"] = std::round(*t.perplexity_before * 1e4) / 1e4;
+    if (t.perplexity_after) text["ppl_after"] = std::round(*t.perplexity_after * 1e4) / 1e4;
+    if (t.kl) text["kl"] = std::round(*t.kl * 1e5) / 1e5;
+    j["texts"].push_back(std::move(text));
+  }
+  if (report.predicted_loss) j["predicted_loss"] = *report.predicted_loss;
+  return j.dump();
+}
+
+}  // namespace pith

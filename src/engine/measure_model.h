@@ -1,0 +1,31 @@
+// What a compressed model lost, measured with the torch-free runtime that its users run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "base/threads.h"
+#include "measure/report.h"
+#include "represent/model.h"
+
+namespace pith {
+
+/// Held-out texts by path; `paths` empty takes the built-in ones (runtime/builtin_text.h), named by their domain.
+struct HeldOut {
+  std::string name, text;
+};
+std::vector<HeldOut> held_out_texts(const std::vector<std::string>& paths);
+
+/// Fills texts, loaded sizes, speeds and sample answers of `report`. `chunks` of 512 tokens of each text are read.
+void measure_model(const Model& before, const Model& after, const std::vector<std::string>& paths, int64_t chunks,
+                   ThreadPool& pool, Progress& progress, Report& report);
+
+/// Perplexity ratio - 1 over a few chunks of all texts together: the loss that `--max-loss` bounds.
+double measured_loss(const Model& before, const Model& after, const std::vector<std::string>& paths, ThreadPool& pool,
+                     Progress& progress);
+
+/// The part of a report that a model file carries (sizes and measured losses), as compact JSON.
+std::string short_report(const Report& report);
+
+}  // namespace pith
