@@ -4,6 +4,8 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "formats/json_text.h"
+
 namespace pith {
 
 namespace {
@@ -137,15 +139,6 @@ struct Reader {
 
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
-uint32_t bracket_depth(std::string_view text) {
-  uint32_t depth = 0, most = 0;
-  for (const char c : text) {  // brackets inside strings only make the answer larger than it is
-    if (c == '{' || c == '[') most = std::max(most, ++depth);
-    if ((c == '}' || c == ']') && depth > 0) --depth;
-  }
-  return most;
-}
-
 }  // namespace
 
 std::string tensor_kind(std::string_view name) {
@@ -177,15 +170,12 @@ int tensor_layer(std::string_view name) {
 std::string report_to_json(const Report& report) {
   Json json = Writer::to(report);
   json["pith_report"] = kVersion;
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return json_text(json, 1) + "\n";
 }
 
 Result<Report> report_from_json(std::string_view text, const Limits& limits) {
-  if (text.size() > limits.max_header_bytes) return data_error("the report is larger than what is read");
-  // Generated text may hold brackets; a generous depth still keeps the recursive parser safe.
-  if (bracket_depth(text) > 100'000) return data_error("the report is nested too deeply to be one");
-  const Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded() || !json.is_object()) return data_error("the report is not valid JSON");
+  PITH_ASSIGN(const Json json, parse_json(text, "the report", limits));
+  if (!json.is_object()) return data_error("the report is no JSON object");
   const auto version = json.find("pith_report");
   if (version == json.end() || *version != kVersion)
     return data_error("is no report of this version of Pith ('pith_report': 1)");

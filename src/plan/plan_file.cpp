@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/hash.h"
+#include "formats/json_text.h"
 #include "plan/size.h"
 
 namespace pith {
@@ -22,11 +23,8 @@ const std::vector<std::string> kKeys = {"pith_plan", "input",       "input_hash"
                                         "settings",  "lower_bound", "tensors"};
 const std::vector<std::string> kTensorKeys = {"name", "method", "weights", "bytes", "loss"};
 
-/// JSON text on one line; invalid UTF-8 (a path can hold it) becomes U+FFFD.
-std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
-
 Error wrong_type(const std::string& where, std::string_view expected, const Json& found) {
-  std::string text = dump(found);
+  std::string text = json_text(found);
   if (text.size() > 60) text = text.substr(0, 60) + "…";
   return data_error(where + ": expected " + std::string(expected) + ", found " + text);
 }
@@ -107,26 +105,6 @@ Result<PlanTensor> parse_tensor(const Json& json, size_t index, const std::funct
   return tensor;
 }
 
-/// Nesting depth by brackets outside strings, so that the recursive parser is never asked to go deeper than allowed.
-bool too_deep(std::string_view text, uint32_t limit) {
-  uint32_t depth = 0;
-  bool quoted = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted) {
-      if (c == '\\') ++i;
-      if (c == '"') quoted = false;
-    } else if (c == '"') {
-      quoted = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > limit) return true;
-    } else if ((c == '}' || c == ']') && depth > 0) {
-      --depth;
-    }
-  }
-  return false;
-}
-
 /// Line of the first syntax error, by asking the parser how far it came.
 size_t error_line(std::string_view text) {
   struct Sax : nlohmann::json_sax<Json> {
@@ -197,17 +175,17 @@ std::string Plan::hash() const {
 
 std::string print_plan(const Plan& plan) {
   std::string out = fmt::format("{{\n  \"pith_plan\": {},\n", kVersion);
-  out += "  \"input\": " + dump(plan.input) + ",\n  \"input_hash\": " + dump(plan.input_hash) + ",\n";
+  out += "  \"input\": " + json_text(plan.input) + ",\n  \"input_hash\": " + json_text(plan.input_hash) + ",\n";
   if (plan.budget.kind != Budget::Kind::none)
-    out += "  \"budget\": " + dump({{kKinds[static_cast<size_t>(plan.budget.kind)], plan.budget.value}}) + ",\n";
-  if (plan.lower_bound) out += "  \"lower_bound\": " + dump(*plan.lower_bound) + ",\n";
-  out += "  \"settings\": " + dump(plan.settings) + ",\n  \"tensors\": [";
+    out += "  \"budget\": " + json_text({{kKinds[static_cast<size_t>(plan.budget.kind)], plan.budget.value}}) + ",\n";
+  if (plan.lower_bound) out += "  \"lower_bound\": " + json_text(*plan.lower_bound) + ",\n";
+  out += "  \"settings\": " + json_text(plan.settings) + ",\n  \"tensors\": [";
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     const PlanTensor& t = plan.tensors[i];
-    out += (i == 0 ? "\n" : ",\n") + ("    {\"name\": " + dump(t.name)) + ", \"method\": " + dump(t.method);
+    out += (i == 0 ? "\n" : ",\n") + ("    {\"name\": " + json_text(t.name)) + ", \"method\": " + json_text(t.method);
     if (t.weights) out += ", \"weights\": " + std::to_string(*t.weights);
     if (t.bytes) out += ", \"bytes\": " + std::to_string(*t.bytes);
-    if (t.loss) out += ", \"loss\": " + dump(*t.loss);
+    if (t.loss) out += ", \"loss\": " + json_text(*t.loss);
     out += "}";
   }
   return out + (plan.tensors.empty() ? "]\n}\n" : "\n  ]\n}\n");
@@ -215,16 +193,18 @@ std::string print_plan(const Plan& plan) {
 
 Result<Plan> parse_plan(std::string_view text, const Limits& limits,
                         const std::function<Status(const MethodSpec&)>& check) {
-  if (text.size() > limits.max_header_bytes)
-    return data_error(fmt::format("the plan has {} bytes, at most {} are read", text.size(), limits.max_header_bytes));
-  if (too_deep(text, limits.max_json_depth)) return data_error("the plan is nested too deeply to be one");
-  const Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) return data_error(fmt::format("line {}: is not valid JSON here", error_line(text)));
+  auto parsed = parse_json(text, "the plan", limits);
+  if (!parsed.ok()) {
+    if (text.size() <= limits.max_header_bytes && !Json::accept(text))  // people look for lines, not for bytes
+      return data_error(fmt::format("line {}: is not valid JSON here", error_line(text)));
+    return parsed.error();
+  }
+  const Json json = std::move(parsed).value();
   if (!json.is_object() || !json.contains("pith_plan"))
     return data_error("is no plan: expected a JSON object with the key 'pith_plan'");
   if (json["pith_plan"] != kVersion)
-    return data_error(
-        fmt::format("plan version {} is not known, this Pith reads version {}", dump(json["pith_plan"]), kVersion));
+    return data_error(fmt::format("plan version {} is not known, this Pith reads version {}",
+                                  json_text(json["pith_plan"]), kVersion));
   PITH_TRY(known_keys(json, kKeys, "plan"));
   Plan plan;
   PITH_ASSIGN(plan.input, text_of(json, "input", "plan"));
