@@ -27,6 +27,7 @@ namespace {
 
 constexpr int64_t kBatchTokens = 2048;            // tokens of one task, when memory allows
 constexpr uint64_t kTaskBytes = 256ull << 20;     // activations of one task with gradients
+constexpr int64_t kHeadTokens = 128;              // tokens whose logits are formed at a time
 constexpr int64_t kVocabRows = 8192;              // head rows at a time
 constexpr const char* kFormat = "calibration 1";  // part of the key: change it when results change
 
@@ -402,6 +403,15 @@ class Calibration {
     const auto normed = [&](int64_t s, int64_t n) {
       return rms_norm(config_, hidden_->read(s, n), gain).view({-1, config_.hidden});
     };
+    // Logits are formed for some tokens at a time, so that they stay in the cache.
+    const auto slices = [&](int64_t task, const auto& body) {
+      const int64_t begin = cut_.first(task) * per_sequence, end = begin + cut_.count(task, fisher_) * per_sequence;
+      const Tensor x = normed(cut_.first(task), cut_.count(task, fisher_));
+      for (int64_t t = begin; t < end; t += kHeadTokens) {
+        const int64_t n = std::min(kHeadTokens, end - t);
+        body(t, n, x.narrow(0, t - begin, n));
+      }
+    };
     Tensor log_sums = at::empty({chunks, fisher_ * per_sequence}, at::kDouble);
     for (int64_t k = 0; k < chunks; ++k) {
       const int64_t v0 = k * kVocabRows, v1 = std::min(config_.vocab, v0 + kVocabRows);
@@ -409,9 +419,10 @@ class Calibration {
       parallel_tasks(
           tasks,
           [&](int64_t task) {
-            const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
-            const Tensor logits = soft_cap(at::linear(normed(s, n), rows), config_.logit_softcap);
-            log_sums[k].narrow(0, s * per_sequence, n * per_sequence).copy_(logits.logsumexp(-1));
+            slices(task, [&](int64_t t, int64_t n, const Tensor& x) {
+              const Tensor logits = soft_cap(at::linear(x, rows), config_.logit_softcap);
+              log_sums[k].narrow(0, t, n).copy_(logits.logsumexp(-1));
+            });
           },
           threads);
     }
@@ -437,30 +448,35 @@ class Calibration {
       const Tensor rows = weights_.rows(head, v0, v1);
       Turns turns;
       run_tasks("head", tasks, threads, turns, [&](int64_t task) {
-        const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
-        const int64_t t0 = s * per_sequence, t = n * per_sequence;
-        const Tensor logits = soft_cap(at::linear(normed(s, n), rows), config_.logit_softcap);
-        const Tensor p = (logits - log_sum.narrow(0, t0, t).to(at::kFloat).unsqueeze(1)).exp();
-        Tensor mine = label.narrow(0, t0, t);
-        if (!options_.empirical) {
-          const Tensor here = chunk_of.narrow(0, t0, t).eq(k).nonzero().squeeze(1);
-          const Tensor up_to = p.index_select(0, here).cumsum(1, at::kDouble);
-          const Tensor drawn = rest.narrow(0, t0, t).index_select(0, here).unsqueeze(1);
-          mine.index_put_({here}, up_to.le(drawn).sum(1).clamp_max(v1 - v0 - 1) + v0);
-        }
-        // d loss / d(product before the soft cap)
-        const Tensor slope = config_.logit_softcap > 0 ? 1 - (logits / config_.logit_softcap).square() : Tensor();
-        Tensor d = p.clone();
-        const Tensor hit = mine.ge(v0).logical_and(mine.lt(v1)).nonzero().squeeze(1);
-        d.index_put_({hit, mine.index_select(0, hit) - v0}, -at::ones({hit.size(0)}), /*accumulate=*/true);
-        if (options_.empirical) d.masked_fill_(mine.lt(0).unsqueeze(1), 0);  // the last token has no next one
-        if (slope.defined()) d = d * slope;
-        Tensor squares = options_.empirical ? d.square() : p * (1 - p);
-        if (!options_.empirical && slope.defined()) squares = squares * slope.square();
-        const Tensor sum = squares.sum(0, false, at::kDouble);
+        const int64_t s = cut_.first(task), sequences = cut_.count(task, fisher_);
+        std::vector<Tensor> down;
+        Tensor sum = at::zeros({v1 - v0}, at::kDouble);
+        slices(task, [&](int64_t t, int64_t n, const Tensor& x) {
+          const Tensor logits = soft_cap(at::linear(x, rows), config_.logit_softcap);
+          // d loss / d(product before the soft cap) = (p - y) * slope
+          const Tensor slope = config_.logit_softcap > 0 ? 1 - (logits / config_.logit_softcap).square() : Tensor();
+          Tensor d = (logits - log_sum.narrow(0, t, n).to(at::kFloat).unsqueeze(1)).exp_();  // p
+          Tensor mine = label.narrow(0, t, n);
+          if (!options_.empirical) {
+            const Tensor here = chunk_of.narrow(0, t, n).eq(k).nonzero().squeeze(1);
+            const Tensor up_to = d.index_select(0, here).cumsum(1, at::kDouble);
+            const Tensor drawn = rest.narrow(0, t, n).index_select(0, here).unsqueeze(1);
+            mine.index_put_({here}, up_to.le(drawn).sum(1).clamp_max(v1 - v0 - 1) + v0);
+            const Tensor variance = slope.defined() ? (d - d.square()) * slope.square() : d - d.square();
+            sum.add_(variance.sum(0, false, at::kDouble));
+          }
+          const Tensor hit = mine.ge(v0).logical_and(mine.lt(v1)).nonzero().squeeze(1);
+          d.index_put_({hit, mine.index_select(0, hit) - v0}, -at::ones({hit.size(0)}), /*accumulate=*/true);
+          if (slope.defined()) d.mul_(slope);
+          if (options_.empirical) {
+            d.masked_fill_(mine.lt(0).unsqueeze(1), 0);  // the last token has no next one
+            sum.add_(d.square().sum(0, false, at::kDouble));
+          }
+          down.push_back(at::mm(d, rows));
+        });
         turns.turn("g", task, [&] { g.narrow(0, v0, v1 - v0).add_(sum); });
-        const Tensor down = at::mm(d, rows).view({n, per_sequence, config_.hidden});
-        gradient_->write(s, k == 0 ? down : gradient_->read(s, n) + down);
+        const Tensor gradient = at::cat(down).view({sequences, per_sequence, config_.hidden});
+        gradient_->write(s, k == 0 ? gradient : gradient_->read(s, sequences) + gradient);
       });
     }
     result_->ends_.head_fisher = g / labelled;
