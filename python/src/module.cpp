@@ -116,21 +116,30 @@ class ModelHandle {
     if (!tokenizer_) tokenizer_ = std::make_unique<Tokenizer>(take(Tokenizer::create(model.tokenizer)));
     return *tokenizer_;
   }
-  /// Runs `body` with the loaded model; one caller at a time, since a pool is not re-entrant.
+  /// Runs `body` with the loaded model. One run at a time in the process: a pool is not re-entrant, and one run takes
+  /// all cores anyway. Recursive, because a comparison holds two models.
   template <class Body>
   auto with_lm(Precision precision, unsigned threads, Progress& progress, Body body) {
-    const std::scoped_lock lock(run_mutex_);
+    const std::scoped_lock lock(run_mutex());
     if (!pool_ || threads != threads_) {
       pool_ = std::make_unique<ThreadPool>(threads);
       threads_ = threads;
     }
     auto& lm = precision == Precision::exact ? exact_ : fast_;
-    if (!lm) lm = take(Lm::load(model, LmOptions{.precision = precision}, *pool_, progress));
+    if (!lm) {
+      LmOptions options;
+      options.precision = precision;
+      lm = take(Lm::load(model, options, *pool_, progress));
+    }
     return body(*lm, *pool_);
   }
 
  private:
-  std::mutex mutex_, run_mutex_;
+  static std::recursive_mutex& run_mutex() {
+    static std::recursive_mutex mutex;
+    return mutex;
+  }
+  std::mutex mutex_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ThreadPool> pool_;
   unsigned threads_ = 0;
