@@ -48,9 +48,10 @@ class Linear {
     virtual ~Input() = default;
   };
   virtual std::unique_ptr<Input> prepare(const float* x, int64_t n) const = 0;
-  /// Output rows are computed in `tasks(n)` independent pieces; `run_task` writes its columns of y (row stride `ldy`).
-  virtual int64_t tasks(int64_t n) const = 0;
-  virtual void run_task(int64_t task, const Input& input, int64_t n, float* y, int64_t ldy) const = 0;
+  /// The rows of y come in tiles of 16 that can be computed independently: run_tiles writes columns 16 t0 to
+  /// min(16 t1, rows) of y (row stride `ldy`).
+  int64_t tiles() const { return (rows_ + 15) / 16; }
+  virtual void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const = 0;
 
  protected:
   Linear(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}

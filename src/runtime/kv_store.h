@@ -23,6 +23,8 @@ class KvSegment {
   virtual std::span<const int32_t> positions() const = 0;
   /// Tokens [i0, i1) as fp32 rows of head_dim, keys after RoPE.
   virtual void decode(int64_t i0, int64_t i1, float* keys, float* values) const = 0;
+  /// True when keys and values already lie there as fp32 rows, which saves the copy.
+  virtual bool plain(const float** /*keys*/, const float** /*values*/) const { return false; }
   /// Exact bytes of the stored form, with scales, indices and tables.
   virtual uint64_t bytes() const = 0;
 };
@@ -33,7 +35,10 @@ struct KvShape {
 
 class KvStore {
  public:
-  KvStore(KvShape shape, KvType type) : shape_(shape), type_(type) { clear(); }
+  KvStore(KvShape shape, KvType type);
+  ~KvStore();
+  KvStore(KvStore&&) noexcept;
+  KvStore& operator=(KvStore&&) noexcept;
 
   const KvShape& shape() const { return shape_; }
   /// Tokens seen so far: the position of the next one. Not the number kept: a policy may have dropped some.
@@ -47,7 +52,8 @@ class KvStore {
   void truncate(int64_t length);
   void clear();
 
-  /// What a cache method calls: replaces the first `count` plain tokens of a head by a segment of its own.
+  /// What a cache method calls: replaces the first `count` plain tokens of a head by a segment of its own, or by
+  /// nothing when it drops them (null).
   Status seal(int64_t layer, int64_t head, int64_t count, std::unique_ptr<KvSegment> segment);
 
   /// Segments of one head, oldest first; the last one is the plain window that `append` writes.
@@ -57,12 +63,12 @@ class KvStore {
 
  private:
   class Window;
-  Window& window(int64_t layer, int64_t head) const;
   struct Head;
+  Head& head(int64_t layer, int64_t head) const;
   KvShape shape_;
   KvType type_;
   int64_t length_ = 0;
-  std::vector<std::shared_ptr<Head>> heads_;
+  std::vector<std::unique_ptr<Head>> heads_;
 };
 
 }  // namespace pith

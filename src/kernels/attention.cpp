@@ -1,0 +1,101 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace pith {
+
+static constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// Scratch: scores [queries][64], keys as 4 panels [dim][16], and, for bf16: queries, scores, keys and values.
+static int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+int64_t attention_scratch(int64_t queries, int64_t dim) {
+  const int64_t q = round16(queries);
+  return q * kAttentionTile                 // scores
+         + kAttentionTile * dim             // key panels
+         + q * dim / 2 + q * kAttentionTile / 2 + kAttentionTile * dim  // bf16 copies
+         + q * std::max<int64_t>(dim, 32);  // bf16 product before it is added
+}
+
+void attention_begin(const AttentionQueries& q, AttentionState state) {
+  std::fill_n(state.out, q.count * q.dim, 0.0f);
+  std::fill_n(state.top, q.count, kNone);
+  std::fill_n(state.sum, q.count, 0.0f);
+}
+
+// Keys [first, last) of the tile that query position p may see; positions ascend.
+static void visible(const AttentionQueries& q, int32_t p, const int32_t* positions, int64_t count, int64_t& first,
+                    int64_t& last) {
+  last = std::upper_bound(positions, positions + count, p) - positions;
+  first = 0;
+  if (q.window > 0) {
+    const int64_t oldest = static_cast<int64_t>(p) - q.window + 1;
+    first = std::lower_bound(positions, positions + count, oldest,
+                             [](int32_t a, int64_t b) { return static_cast<int64_t>(a) < b; }) -
+            positions;
+  }
+}
+
+void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys, const float* values,
+                    const int32_t* positions, int64_t count, bool fast, float* scratch, AttentionState state) {
+  const int64_t dim = q.dim, tile = kAttentionTile;
+  float* scores = scratch;
+  float* panels = scores + round16(q.count) * tile;
+  // Few queries: dot products with the rows as they are. Many: keys turned into panels, then matrix products.
+  const bool few = q.count < 6 || dim % kTileRows != 0;
+  if (few) {
+    for (int64_t i = 0; i < q.count; ++i) {
+      for (int64_t j = 0; j < count; ++j) scores[i * tile + j] = ops.dot(q.q + i * dim, keys + j * dim, dim);
+    }
+  } else {
+    for (int64_t b = 0; b < count; b += kTileRows) {
+      float* panel = panels + b * dim;
+      const int64_t rows = std::min(kTileRows, count - b);
+      ops.transpose16(keys + b * dim, dim, rows, dim, panel);
+      ops.gemm_f32(q.q, dim, q.count, panel, kTileRows, dim, scores + b, tile, false);
+    }
+  }
+  (void)fast;
+  for (int64_t i = 0; i < q.count; ++i) {
+    float* s = scores + i * tile;
+    int64_t first = 0, last = 0;
+    visible(q, q.position[i], positions, count, first, last);
+    if (first >= last) {
+      std::fill_n(s, tile, 0.0f);
+      continue;
+    }
+    if (q.softcap > 0) ops.softcap(s + first, last - first, q.softcap);
+    const float top = std::max(state.top[i], ops.max(s + first, last - first));
+    if (state.top[i] != top) {
+      const float shrink = state.top[i] == kNone ? 0.0f : std::exp(state.top[i] - top);
+      state.sum[i] *= shrink;
+      ops.scale(state.out + i * dim, dim, shrink);
+      state.top[i] = top;
+    }
+    state.sum[i] += ops.exp_sum(s + first, last - first, top);
+    std::fill(s, s + first, 0.0f);
+    std::fill(s + last, s + tile, 0.0f);
+  }
+  if (few) {
+    for (int64_t i = 0; i < q.count; ++i) {
+      for (int64_t j = 0; j < count; ++j) {
+        const float p = scores[i * tile + j];
+        if (p != 0) ops.axpy(p, values + j * dim, dim, state.out + i * dim);
+      }
+    }
+  } else {
+    for (int64_t b = 0; b < dim; b += kTileRows) {
+      ops.gemm_f32(scores, tile, q.count, values + b, dim, count, state.out + b, dim, true);
+    }
+  }
+}
+
+void attention_end(const Ops& ops, const AttentionQueries& q, AttentionState state) {
+  for (int64_t i = 0; i < q.count; ++i) {
+    ops.scale(state.out + i * q.dim, q.dim, state.sum[i] > 0 ? 1.0f / state.sum[i] : 0.0f);
+  }
+}
+
+}  // namespace pith

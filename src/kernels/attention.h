@@ -1,0 +1,41 @@
+// Attention of some queries over the keys and values of one KV head, a tile of tokens at a time, with the softmax kept
+// as a running maximum and sum: memory does not grow with the context.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace pith {
+
+/// Queries of one KV head: `count` rows of `dim` floats, already scaled. Row i has position[i].
+struct AttentionQueries {
+  const float* q = nullptr;
+  const int32_t* position = nullptr;
+  int64_t count = 0, dim = 0;
+  float softcap = 0;       ///< 0 = off
+  int64_t window = 0;      ///< a query sees keys at most window - 1 positions back; 0 = all
+};
+
+/// Running result: out[count][dim] is not yet divided by sum[count]; top[count] is the largest score so far.
+/// log-sum-exp of row i is top[i] + log(sum[i]).
+struct AttentionState {
+  float* out = nullptr;
+  float* top = nullptr;
+  float* sum = nullptr;
+};
+
+void attention_begin(const AttentionQueries& queries, AttentionState state);
+
+/// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim, positions ascending. A query sees a key
+/// when the key's position is not greater than its own. Any dim works; a multiple of 16 is fast.
+/// `scratch` holds attention_scratch(queries.count, dim) floats.
+inline constexpr int64_t kAttentionTile = 64;
+int64_t attention_scratch(int64_t queries, int64_t dim);
+void attention_tile(const Ops& ops, const AttentionQueries& queries, const float* keys, const float* values,
+                    const int32_t* positions, int64_t count, bool fast, float* scratch, AttentionState state);
+
+/// Divides by the sums. Rows that saw no key become zero.
+void attention_end(const Ops& ops, const AttentionQueries& queries, AttentionState state);
+
+}  // namespace pith

@@ -1,0 +1,191 @@
+#include "kernels/tile_linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pith {
+
+float* thread_scratch(int slot, size_t floats) {
+  thread_local Aligned<float> memory[4];
+  if (memory[slot].size() < floats) memory[slot] = Aligned<float>(floats + floats / 4);
+  return memory[slot].get();
+}
+
+TileLinear::TileLinear(int64_t rows, int64_t cols, const KernelOptions& options)
+    : Linear(rows, cols), ops_(ops(options.isa.value_or(default_isa()))), precision_(options.precision) {}
+
+// Decoding a tile costs about as much as multiplying it by ten tokens in integers.
+static constexpr int64_t kTileTokens = 12;
+
+TileLinear::Path TileLinear::path(int64_t n) const {
+  const bool fast = precision_ == Precision::fast;
+  if (fast && ops_.gemm_bf16 != nullptr && (n >= kTileTokens || (!has_dot() && n > 2))) return Path::bf16;
+  if (!has_dot()) return Path::f32;
+  if (!dot_needs_ints()) return n < kTileTokens ? Path::dot : Path::f32;
+  return fast ? Path::dot : Path::f32;
+}
+
+std::unique_ptr<Linear::Input> TileLinear::prepare(const float* x, int64_t n) const {
+  auto in = std::make_unique<TileInput>();
+  const Path p = path(n);
+  const int64_t padded = padded_cols();
+  const float* factors = column_factors();
+  const bool ints = p == Path::dot && dot_needs_ints();
+  // fp32 paths read cols() values of a row; the integer path whole chunks.
+  int64_t stride = cols_;
+  in->x = x;
+  in->x_stride = cols_;
+  if (factors != nullptr || (ints && padded != cols_)) {
+    stride = ints ? padded : cols_;
+    in->owned = Aligned<float>(static_cast<size_t>(n * stride));
+    for (int64_t t = 0; t < n; ++t) {
+      float* row = in->owned.get() + t * stride;
+      const float* from = x + t * cols_;
+      if (factors != nullptr) {
+        for (int64_t j = 0; j < cols_; ++j) row[j] = from[j] * factors[j];
+      } else {
+        std::copy_n(from, cols_, row);
+      }
+      std::fill(row + cols_, row + stride, 0.0f);
+    }
+    in->x = in->owned.get();
+    in->x_stride = stride;
+  }
+  if (ints) {
+    const int64_t chunks = padded / kChunk;
+    in->q = Aligned<int8_t>(static_cast<size_t>(n * padded));
+    in->d = Aligned<float>(static_cast<size_t>(n * chunks));
+    in->s = Aligned<float>(static_cast<size_t>(n * chunks * 2));
+    ops_.quantize(in->x, n * chunks, in->q.get(), in->d.get(), in->s.get());
+    in->ints = {in->q.get(), in->d.get(), in->s.get()};
+  }
+  if (p == Path::bf16) {
+    const int64_t rows = (n + 15) / 16 * 16;
+    in->bf16_stride = padded;
+    in->bf16 = Aligned<uint16_t>(static_cast<size_t>(rows * padded));
+    for (int64_t t = 0; t < n; ++t) {
+      uint16_t* row = in->bf16.get() + t * padded;
+      ops_.f32_to_bf16(in->x + t * stride, cols_, row);
+      std::fill(row + cols_, row + padded, static_cast<uint16_t>(0));
+    }
+    std::fill(in->bf16.get() + n * padded, in->bf16.get() + rows * padded, static_cast<uint16_t>(0));
+  }
+  return in;
+}
+
+void TileLinear::whole_panel(int64_t t, float* panel) const {
+  decode_panel(t, panel);
+  if (sparse_.row_start.empty()) return;
+  for (int64_t r = t * kTileRows; r < std::min(rows_, (t + 1) * kTileRows); ++r) {
+    for (uint32_t i = sparse_.row_start[static_cast<size_t>(r)]; i < sparse_.row_start[static_cast<size_t>(r) + 1]; ++i) {
+      panel[sparse_.col[i] * kTileRows + r % kTileRows] += sparse_.at(i, r);
+    }
+  }
+}
+
+void TileLinear::add_sparse(int64_t t, const TileInput& x, int64_t n, float* y, int64_t ldy) const {
+  if (sparse_.row_start.empty()) return;
+  for (int64_t r = t * kTileRows; r < std::min(rows_, (t + 1) * kTileRows); ++r) {
+    const uint32_t i0 = sparse_.row_start[static_cast<size_t>(r)], i1 = sparse_.row_start[static_cast<size_t>(r) + 1];
+    if (i0 == i1) continue;
+    for (int64_t k = 0; k < n; ++k) {
+      const float* row = x.x + k * x.x_stride;
+      float sum = 0;
+      if (sparse_.code.empty()) {
+        for (uint32_t i = i0; i < i1; ++i) sum += sparse_.value[i] * row[sparse_.col[i]];
+      } else {
+        for (uint32_t i = i0; i < i1; ++i) sum += static_cast<float>(sparse_.code[i]) * row[sparse_.col[i]];
+        sum *= sparse_.row_scale[r];
+      }
+      y[k * ldy + r % kTileRows] += sum;
+    }
+  }
+}
+
+void TileLinear::decode_panel_bf16(int64_t t, uint16_t* panel) const {
+  float* wide = thread_scratch(3, static_cast<size_t>(padded_cols() * kTileRows));
+  whole_panel(t, wide);
+  ops_.pack_bf16(wide, padded_cols(), panel);
+}
+
+// Copies n rows of `width` floats.
+static void copy_out(const float* from, int64_t stride, int64_t n, int64_t width, float* y, int64_t ldy) {
+  for (int64_t i = 0; i < n; ++i) std::copy_n(from + i * stride, width, y + i * ldy);
+}
+
+void TileLinear::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const {
+  const auto& in = static_cast<const TileInput&>(input);
+  const int64_t padded = padded_cols();
+  switch (path(n)) {
+    case Path::dot:
+      for (int64_t t = t0; t < t1; ++t) {
+        const int64_t width = std::min(kTileRows, rows_ - t * kTileRows);
+        if (width == kTileRows) {
+          dot(t, in, n, y + t * kTileRows, ldy);
+          add_sparse(t, in, n, y + t * kTileRows, ldy);
+          continue;
+        }
+        float* out = thread_scratch(0, static_cast<size_t>(n * kTileRows));
+        dot(t, in, n, out, kTileRows);
+        add_sparse(t, in, n, out, kTileRows);
+        copy_out(out, kTileRows, n, width, y + t * kTileRows, ldy);
+      }
+      return;
+    case Path::f32: {
+      float* panel = thread_scratch(1, static_cast<size_t>(padded * kTileRows));
+      for (int64_t t = t0; t < t1; ++t) {
+        whole_panel(t, panel);
+        const int64_t width = std::min(kTileRows, rows_ - t * kTileRows);
+        float* out = y + t * kTileRows;
+        if (width == kTileRows) {
+          ops_.gemm_f32(in.x, in.x_stride, n, panel, kTileRows, cols_, out, ldy, false);
+          continue;
+        }
+        float* part = thread_scratch(0, static_cast<size_t>(n * kTileRows));
+        ops_.gemm_f32(in.x, in.x_stride, n, panel, kTileRows, cols_, part, kTileRows, false);
+        copy_out(part, kTileRows, n, width, out, ldy);
+      }
+      return;
+    }
+    case Path::bf16: {
+      auto* panel = reinterpret_cast<uint16_t*>(thread_scratch(1, static_cast<size_t>(padded * kTileRows)));
+      const int64_t whole = n / 16 * 16, rest = (n + 15) / 16 * 16 - whole;
+      for (int64_t t = t0; t < t1; t += 2) {
+        uint16_t* second = panel + padded * kTileRows;
+        decode_panel_bf16(t, panel);
+        if (t + 1 < t1) {
+          decode_panel_bf16(t + 1, second);
+        } else {
+          std::memset(second, 0, static_cast<size_t>(padded * kTileRows) * 2);
+        }
+        const int64_t width = std::min(t + 1 < t1 ? 2 * kTileRows : kTileRows, rows_ - t * kTileRows);
+        float* out = y + t * kTileRows;
+        if (width == 2 * kTileRows) {
+          if (whole > 0) ops_.gemm_bf16(in.bf16.get(), padded, whole, panel, second, padded, out, ldy, false);
+          if (rest > 0) {
+            float* part = thread_scratch(0, 16 * 32);
+            ops_.gemm_bf16(in.bf16.get() + whole * padded, padded, 16, panel, second, padded, part, 32, false);
+            copy_out(part, 32, n - whole, width, out + whole * ldy, ldy);
+          }
+          continue;
+        }
+        float* part = thread_scratch(0, static_cast<size_t>((n + 15) / 16 * 16 * 32));
+        ops_.gemm_bf16(in.bf16.get(), padded, whole + rest, panel, second, padded, part, 32, false);
+        copy_out(part, 32, n, width, out, ldy);
+      }
+      return;
+    }
+  }
+}
+
+void TileLinear::decode_row(int64_t r, float* out) const {
+  float* panel = thread_scratch(1, static_cast<size_t>(padded_cols() * kTileRows));
+  whole_panel(r / kTileRows, panel);
+  const float* factors = column_factors();
+  for (int64_t j = 0; j < cols_; ++j) {
+    const float w = panel[j * kTileRows + r % kTileRows];
+    out[j] = factors != nullptr ? w * factors[j] : w;
+  }
+}
+
+}  // namespace pith

@@ -1,0 +1,474 @@
+#include "runtime/lm.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <string>
+
+#include "kernels/attention.h"
+#include "kernels/tile_linear.h"
+#include "represent/low_rank.h"
+#include "represent/model.h"
+
+namespace pith {
+
+namespace {
+
+/// A matrix and what is added to its output.
+struct Layer {
+  LinearPtr matrix;
+  std::vector<float> bias;  ///< empty = none
+};
+
+struct Expert {
+  Layer gate, up, down;
+};
+
+struct Block {
+  std::vector<float> attention_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
+  Layer q, k, v, o, gate, up, down, router;
+  std::vector<Expert> experts;
+};
+
+// Angles a position, by pair of channels.
+std::vector<double> rope_frequencies(const LmConfig& c, double theta, bool scaled) {
+  const RopeScaling& s = c.rope_scaling;
+  std::vector<double> f(static_cast<size_t>(c.head_dim / 2));
+  for (size_t i = 0; i < f.size(); ++i) {
+    f[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+    if (!scaled || s.kind == RopeScaling::Kind::none) continue;
+    if (s.kind == RopeScaling::Kind::linear) {
+      f[i] /= s.factor;
+      continue;
+    }
+    // llama3: waves longer than the original context are stretched, short ones stay, those between are blended.
+    const double turns = static_cast<double>(s.original_context) * f[i] / (2 * std::numbers::pi);
+    if (turns < s.low_freq_factor) {
+      f[i] /= s.factor;
+    } else if (turns < s.high_freq_factor) {
+      const double blend = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+      f[i] *= (1 - blend) / s.factor + blend;
+    }
+  }
+  return f;
+}
+
+struct Rotation {
+  std::vector<float> cosines, sines;  ///< [n][half]
+};
+
+Rotation rotation(const std::vector<double>& frequencies, int64_t first, int64_t n) {
+  Rotation r;
+  r.cosines.reserve(static_cast<size_t>(n) * frequencies.size());
+  r.sines.reserve(r.cosines.capacity());
+  for (int64_t p = first; p < first + n; ++p) {
+    for (double f : frequencies) {
+      r.cosines.push_back(static_cast<float>(std::cos(static_cast<double>(p) * f)));
+      r.sines.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
+    }
+  }
+  return r;
+}
+
+// Rows of a batch are independent; small batches are not worth waking threads for.
+template <class F>
+void each_row(ThreadPool& pool, int64_t n, F body) {
+  constexpr int64_t kRows = 8;
+  if (n < 2 * kRows) {
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
+  pool.parallel_for((n + kRows - 1) / kRows, [&](int64_t b) {
+    for (int64_t i = b * kRows; i < std::min(n, (b + 1) * kRows); ++i) body(i);
+  });
+}
+
+// Buffers of one forward pass.
+struct Work {
+  std::vector<float> x, h, q, k, v, attended, gate, up, out;
+};
+
+}  // namespace
+
+struct Lm::Impl {
+  LmConfig config;
+  LmOptions options;
+  const Ops* ops = nullptr;
+  LinearPtr embedding, head;  ///< head is null when tied
+  std::vector<float> final_norm;
+  std::vector<Block> blocks;
+  std::vector<double> frequencies, local_frequencies;
+
+  const Linear& output() const { return head != nullptr ? *head : *embedding; }
+  void add_bias(const Layer& layer, int64_t n, float* y) const;
+  void multiply(std::span<const Layer* const> layers, const float* x, int64_t n, std::span<float* const> ys,
+                ThreadPool& pool) const;
+  void norm(const std::vector<float>& gain, const float* x, int64_t n, float* out, ThreadPool& pool) const;
+  void attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out, ThreadPool& pool) const;
+  void activate(float* gate, const float* up, int64_t n, ThreadPool& pool) const;
+  void experts(const Block& b, const float* h, int64_t n, float* out, ThreadPool& pool) const;
+};
+
+Lm::Lm(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Lm::~Lm() = default;
+const LmConfig& Lm::config() const { return impl_->config; }
+
+KvStore Lm::new_kv() const {
+  const LmConfig& c = impl_->config;
+  return KvStore({c.layers, c.kv_heads, c.head_dim}, impl_->options.kv);
+}
+
+uint64_t Lm::ram_bytes() const {
+  const Impl& m = *impl_;
+  uint64_t n = m.embedding->ram_bytes() + (m.head ? m.head->ram_bytes() : 0) + m.final_norm.size() * 4;
+  const auto layer = [&](const Layer& l) { n += (l.matrix ? l.matrix->ram_bytes() : 0) + l.bias.size() * 4; };
+  for (const Block& b : m.blocks) {
+    for (const auto* v :
+         {&b.attention_norm, &b.q_norm, &b.k_norm, &b.post_attention_norm, &b.mlp_norm, &b.post_mlp_norm}) {
+      n += v->size() * 4;
+    }
+    for (const Layer* l : {&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down, &b.router}) layer(*l);
+    for (const Expert& e : b.experts) layer(e.gate), layer(e.up), layer(e.down);
+  }
+  return n;
+}
+
+Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& options, ThreadPool& pool,
+                                     Progress& progress) {
+  PITH_TRY(check_config(model.config));
+  PITH_TRY(check_model(model));
+  auto impl = std::make_unique<Impl>();
+  Impl& m = *impl;
+  const LmConfig& c = m.config = model.config;
+  m.options = options;
+  m.ops = &ops(options.isa.value_or(default_isa()));
+  m.frequencies = rope_frequencies(c, c.rope_theta, true);
+  m.local_frequencies = rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta,
+                                         c.rope_theta_local <= 0);
+
+  // check_model has seen all names; matrices are collected first and prepared by several threads.
+  const auto find = [&](const std::string& name) { return model.find(name); };
+  const auto vector = [&](const std::string& name, std::vector<float>& out, bool gain) {
+    const ModelTensor* t = find(name);
+    if (t == nullptr) return;
+    out = decode_all(*t->node);
+    if (gain && c.norm_plus_one) {
+      for (float& v : out) v += 1.0f;
+    }
+  };
+  struct Job {
+    const ModelTensor* tensor;
+    LinearPtr* into;
+    std::vector<float>* bias;
+  };
+  std::vector<Job> jobs;
+  const auto matrix = [&](const std::string& name, Layer& layer) {
+    const ModelTensor* t = find(name + ".weight");
+    if (t == nullptr) return;
+    vector(name + ".bias", layer.bias, false);
+    jobs.push_back({t, &layer.matrix, &layer.bias});
+  };
+  jobs.push_back({find("model.embed_tokens.weight"), &m.embedding, nullptr});
+  if (!c.tied_embeddings) jobs.push_back({find("lm_head.weight"), &m.head, nullptr});
+  vector("model.norm.weight", m.final_norm, true);
+  m.blocks.resize(static_cast<size_t>(c.layers));
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string p = fmt::format("model.layers.{}.", i);
+    Block& b = m.blocks[static_cast<size_t>(i)];
+    vector(p + "input_layernorm.weight", b.attention_norm, true);
+    if (c.post_norms) {
+      vector(p + "post_attention_layernorm.weight", b.post_attention_norm, true);
+      vector(p + "pre_feedforward_layernorm.weight", b.mlp_norm, true);
+      vector(p + "post_feedforward_layernorm.weight", b.post_mlp_norm, true);
+    } else {
+      vector(p + "post_attention_layernorm.weight", b.mlp_norm, true);
+    }
+    vector(p + "self_attn.q_norm.weight", b.q_norm, true);
+    vector(p + "self_attn.k_norm.weight", b.k_norm, true);
+    matrix(p + "self_attn.q_proj", b.q);
+    matrix(p + "self_attn.k_proj", b.k);
+    matrix(p + "self_attn.v_proj", b.v);
+    matrix(p + "self_attn.o_proj", b.o);
+    if (c.experts == 0) {
+      matrix(p + "mlp.gate_proj", b.gate);
+      matrix(p + "mlp.up_proj", b.up);
+      matrix(p + "mlp.down_proj", b.down);
+      continue;
+    }
+    matrix(p + "block_sparse_moe.gate", b.router);
+    b.experts.resize(static_cast<size_t>(c.experts));
+    for (int64_t e = 0; e < c.experts; ++e) {
+      const std::string ep = fmt::format("{}block_sparse_moe.experts.{}.", p, e);
+      matrix(ep + "w1", b.experts[static_cast<size_t>(e)].gate);
+      matrix(ep + "w3", b.experts[static_cast<size_t>(e)].up);
+      matrix(ep + "w2", b.experts[static_cast<size_t>(e)].down);
+    }
+  }
+
+  const KernelOptions kernel{options.precision, options.isa};
+  const size_t batch = std::max<size_t>(8, 4 * pool.size());
+  std::vector<Error> errors(jobs.size());
+  std::vector<uint8_t> failed(jobs.size(), 0);
+  for (size_t first = 0; first < jobs.size(); first += batch) {
+    const size_t last = std::min(jobs.size(), first + batch);
+    pool.parallel_for(static_cast<int64_t>(last - first), [&](int64_t k) {
+      const size_t i = first + static_cast<size_t>(k);
+      auto made = prepare_linear(jobs[i].tensor->node, kernel);
+      if (!made.ok()) {
+        errors[i] = made.error();
+        failed[i] = 1;
+        return;
+      }
+      *jobs[i].into = std::move(made).value();
+      // A low-rank layer may carry the mean of its output.
+      const Node* node = jobs[i].tensor->node.get();
+      if (const auto* prefix = dynamic_cast<const Prefix*>(node)) node = &prefix->low_rank();
+      const auto* low_rank = dynamic_cast<const LowRank*>(node);
+      if (low_rank != nullptr && low_rank->mean() != nullptr && jobs[i].bias != nullptr) {
+        const std::vector<float> mean = decode_all(*low_rank->mean());
+        jobs[i].bias->resize(mean.size());
+        for (size_t j = 0; j < mean.size(); ++j) (*jobs[i].bias)[j] += mean[j];
+      }
+    });
+    for (size_t i = first; i < last; ++i) {
+      if (failed[i] != 0) return Error{errors[i].kind, jobs[i].tensor->name + ": " + errors[i].message};
+    }
+    if (!progress.step({"load", jobs[last - 1].tensor->name, last, jobs.size()})) {
+      return user_error("stopped while loading the model");
+    }
+  }
+  return std::unique_ptr<Lm>(new Lm(std::move(impl)));
+}
+
+void Lm::Impl::add_bias(const Layer& layer, int64_t n, float* y) const {
+  if (layer.bias.empty()) return;
+  const auto width = static_cast<int64_t>(layer.bias.size());
+  for (int64_t i = 0; i < n; ++i) ops->add(layer.bias.data(), width, y + i * width);
+}
+
+void Lm::Impl::multiply(std::span<const Layer* const> layers, const float* x, int64_t n, std::span<float* const> ys,
+                        ThreadPool& pool) const {
+  const Linear* matrices[3] = {};
+  for (size_t i = 0; i < layers.size(); ++i) matrices[i] = layers[i]->matrix.get();
+  multiply_all({matrices, layers.size()}, x, n, ys, pool);
+  for (size_t i = 0; i < layers.size(); ++i) add_bias(*layers[i], n, ys[i]);
+}
+
+void Lm::Impl::norm(const std::vector<float>& gain, const float* x, int64_t n, float* out, ThreadPool& pool) const {
+  const auto width = static_cast<int64_t>(gain.size());
+  const auto eps = static_cast<float>(config.norm_eps);
+  each_row(pool, n, [&](int64_t i) { ops->rms_norm(x + i * width, gain.data(), width, eps, out + i * width); });
+}
+
+void Lm::Impl::activate(float* gate, const float* up, int64_t n, ThreadPool& pool) const {
+  const int64_t width = config.intermediate;
+  const auto act = config.activation == Activation::silu ? ops->silu_mul : ops->gelu_mul;
+  each_row(pool, n, [&](int64_t i) { act(gate + i * width, up + i * width, width); });
+}
+
+// One task is a KV head and a few tokens: all query heads that share the KV head attend together.
+void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out,
+                         ThreadPool& pool) const {
+  const int64_t dim = config.head_dim, group = config.heads / config.kv_heads;
+  const int64_t tokens = std::max<int64_t>(1, 48 / group), blocks = (n + tokens - 1) / tokens;
+  const auto scale = static_cast<float>(config.attention_scale > 0 ? config.attention_scale
+                                                                   : 1 / std::sqrt(static_cast<double>(dim)));
+  const int64_t past = kv.length();
+  const auto task = [&](int64_t id) {
+    const int64_t head = id / blocks, t0 = id % blocks * tokens, count = std::min(tokens, n - t0), rows = count * group;
+    float* scratch = thread_scratch(0, static_cast<size_t>(attention_scratch(rows, dim)));
+    float* tile = thread_scratch(1, static_cast<size_t>(2 * kAttentionTile * dim));
+    float* own = thread_scratch(2, static_cast<size_t>(rows * (2 * dim + 3)));
+    float* q = own;
+    AttentionState state{own + rows * dim, own + 2 * rows * dim, own + 2 * rows * dim + rows};
+    auto* position = reinterpret_cast<int32_t*>(own + 2 * rows * dim + 2 * rows);
+    for (int64_t t = 0; t < count; ++t) {
+      for (int64_t g = 0; g < group; ++g) {
+        const int64_t row = t * group + g;
+        std::copy_n(w.q.data() + ((t0 + t) * config.heads + head * group + g) * dim, dim, q + row * dim);
+        ops->scale(q + row * dim, dim, scale);
+        position[row] = static_cast<int32_t>(past + t0 + t);
+      }
+    }
+    AttentionQueries queries{q, position, rows, dim, static_cast<float>(config.attention_softcap),
+                             config.slides(layer) ? config.sliding_window : 0};
+    attention_begin(queries, state);
+    const int32_t newest = position[rows - 1], oldest = position[0];
+    for (const KvSegment* s : kv.segments(layer, head)) {
+      const auto positions = s->positions();
+      const float *keys = nullptr, *values = nullptr;
+      const bool plain = s->plain(&keys, &values);
+      for (int64_t i = 0; i < s->size(); i += kAttentionTile) {
+        const int64_t end = std::min(s->size(), i + kAttentionTile);
+        if (positions[static_cast<size_t>(i)] > newest) break;
+        if (queries.window > 0 && positions[static_cast<size_t>(end - 1)] <= oldest - queries.window) continue;
+        if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
+        attention_tile(*ops, queries, plain ? keys + i * dim : tile,
+                       plain ? values + i * dim : tile + kAttentionTile * dim, positions.data() + i, end - i,
+                       options.precision == Precision::fast, scratch, state);
+      }
+    }
+    attention_end(*ops, queries, state);
+    for (int64_t t = 0; t < count; ++t) {
+      std::copy_n(state.out + t * group * dim, group * dim, out + ((t0 + t) * config.heads + head * group) * dim);
+    }
+  };
+  pool.parallel_for(config.kv_heads * blocks, task);
+}
+
+// Each token goes to its experts_per_token most probable experts; each expert sees its tokens as one batch.
+void Lm::Impl::experts(const Block& b, const float* h, int64_t n, float* out, ThreadPool& pool) const {
+  const int64_t hidden = config.hidden, width = config.intermediate, count = config.experts;
+  std::vector<float> chance(static_cast<size_t>(n * count));
+  const Layer* router = &b.router;
+  float* scores = chance.data();
+  multiply({&router, 1}, h, n, {&scores, 1}, pool);
+  struct Visit {
+    int64_t token;
+    float share;
+  };
+  std::vector<std::vector<Visit>> visits(static_cast<size_t>(count));
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  for (int64_t i = 0; i < n; ++i) {
+    float* p = scores + i * count;
+    const float sum = ops->exp_sum(p, count, ops->max(p, count));
+    for (int64_t e = 0; e < count; ++e) order[static_cast<size_t>(e)] = e;
+    const auto top = order.begin() + config.experts_per_token;
+    std::partial_sort(order.begin(), top, order.end(),
+                      [&](int64_t a, int64_t c) { return p[a] != p[c] ? p[a] > p[c] : a < c; });
+    float chosen = 0;
+    for (auto e = order.begin(); e != top; ++e) chosen += p[*e];
+    for (auto e = order.begin(); e != top; ++e) {
+      visits[static_cast<size_t>(*e)].push_back({i, p[*e] / (config.norm_expert_weights ? chosen : sum)});
+    }
+  }
+  std::fill_n(out, n * hidden, 0.0f);
+  std::vector<float> in, gate, up, y;
+  for (int64_t e = 0; e < count; ++e) {
+    const auto& list = visits[static_cast<size_t>(e)];
+    if (list.empty()) continue;
+    const auto tokens = static_cast<int64_t>(list.size());
+    in.resize(static_cast<size_t>(tokens * hidden));
+    y.resize(in.size());
+    gate.resize(static_cast<size_t>(tokens * width));
+    up.resize(gate.size());
+    for (int64_t i = 0; i < tokens; ++i) {
+      std::copy_n(h + list[static_cast<size_t>(i)].token * hidden, hidden, in.data() + i * hidden);
+    }
+    const Expert& expert = b.experts[static_cast<size_t>(e)];
+    const Layer* first[2] = {&expert.gate, &expert.up};
+    float* both[2] = {gate.data(), up.data()};
+    multiply(first, in.data(), tokens, both, pool);
+    activate(gate.data(), up.data(), tokens, pool);
+    const Layer* down = &expert.down;
+    float* result = y.data();
+    multiply({&down, 1}, gate.data(), tokens, {&result, 1}, pool);
+    for (int64_t i = 0; i < tokens; ++i) {
+      const Visit& v = list[static_cast<size_t>(i)];
+      ops->axpy(v.share, y.data() + i * hidden, hidden, out + v.token * hidden);
+    }
+  }
+}
+
+Status Lm::forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, std::vector<float>& logits,
+                   ThreadPool& pool) const {
+  const Impl& m = *impl_;
+  const LmConfig& c = m.config;
+  const auto n = static_cast<int64_t>(tokens.size());
+  if (n == 0) return user_error("forward: no tokens");
+  if (kv.shape().layers != c.layers || kv.shape().heads != c.kv_heads || kv.shape().head_dim != c.head_dim) {
+    return bug_error("forward: the KV store is that of another model");
+  }
+  for (int32_t t : tokens) {
+    if (t < 0 || t >= c.vocab) {
+      return user_error(fmt::format("token {} lies outside the vocabulary of {} entries", t, c.vocab));
+    }
+  }
+  const int64_t past = kv.length();
+  const int64_t q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
+  const auto size = [n](int64_t width) { return static_cast<size_t>(n * width); };
+  Work w;
+  w.x.resize(size(c.hidden));
+  w.h.resize(size(c.hidden));
+  w.out.resize(size(c.hidden));
+  w.q.resize(size(q_width));
+  w.attended.resize(size(q_width));
+  w.k.resize(size(kv_width));
+  w.v.resize(size(kv_width));
+  if (c.experts == 0) {
+    w.gate.resize(size(c.intermediate));
+    w.up.resize(size(c.intermediate));
+  }
+  each_row(pool, n, [&](int64_t i) {
+    float* row = w.x.data() + i * c.hidden;
+    m.embedding->decode_row(tokens[static_cast<size_t>(i)], row);
+    if (c.embedding_scale != 1) m.ops->scale(row, c.hidden, static_cast<float>(c.embedding_scale));
+  });
+  const Rotation global = rotation(m.frequencies, past, n);
+  const Rotation local = c.rope_theta_local > 0 ? rotation(m.local_frequencies, past, n) : Rotation{};
+  const auto eps = static_cast<float>(c.norm_eps);
+  const int64_t half = c.head_dim / 2;
+
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const Block& b = m.blocks[static_cast<size_t>(i)];
+    m.norm(b.attention_norm, w.x.data(), n, w.h.data(), pool);
+    const Layer* qkv[3] = {&b.q, &b.k, &b.v};
+    float* into[3] = {w.q.data(), w.k.data(), w.v.data()};
+    m.multiply(qkv, w.h.data(), n, into, pool);
+    const Rotation& r = c.slides(i) && c.rope_theta_local > 0 ? local : global;
+    each_row(pool, n, [&](int64_t t) {
+      const auto turn = [&](float* heads, int64_t count, const std::vector<float>& gain) {
+        for (int64_t h = 0; h < count; ++h) {
+          float* x = heads + (t * count + h) * c.head_dim;
+          if (c.qk_norm) m.ops->rms_norm(x, gain.data(), c.head_dim, eps, x);
+          if (c.has_rope(i)) m.ops->rope(x, r.cosines.data() + t * half, r.sines.data() + t * half, half);
+        }
+      };
+      turn(w.q.data(), c.heads, b.q_norm);
+      turn(w.k.data(), c.kv_heads, b.k_norm);
+    });
+    kv.append(i, w.k.data(), w.v.data(), n);
+    m.attention(i, w, n, kv, w.attended.data(), pool);
+    const Layer* o = &b.o;
+    float* out = w.out.data();
+    m.multiply({&o, 1}, w.attended.data(), n, {&out, 1}, pool);
+    if (c.post_norms) m.norm(b.post_attention_norm, out, n, out, pool);
+    m.ops->add(out, n * c.hidden, w.x.data());
+
+    m.norm(b.mlp_norm, w.x.data(), n, w.h.data(), pool);
+    if (c.experts > 0) {
+      m.experts(b, w.h.data(), n, out, pool);
+    } else {
+      const Layer* first[2] = {&b.gate, &b.up};
+      float* both[2] = {w.gate.data(), w.up.data()};
+      m.multiply(first, w.h.data(), n, both, pool);
+      m.activate(w.gate.data(), w.up.data(), n, pool);
+      const Layer* down = &b.down;
+      m.multiply({&down, 1}, w.gate.data(), n, {&out, 1}, pool);
+    }
+    if (c.post_norms) m.norm(b.post_mlp_norm, out, n, out, pool);
+    m.ops->add(out, n * c.hidden, w.x.data());
+  }
+  kv.advance(n);
+
+  const int64_t rows = which == Logits::last ? 1 : n;
+  m.norm(m.final_norm, w.x.data() + (n - rows) * c.hidden, rows, w.h.data(), pool);
+  for (int64_t i = 0; i < rows * c.hidden; ++i) {
+    if (!std::isfinite(w.h[static_cast<size_t>(i)])) {
+      return data_error(fmt::format("the model computes NaN or infinity at position {}: its weights are damaged",
+                                    past + n - rows + i / c.hidden));
+    }
+  }
+  logits.resize(static_cast<size_t>(rows * c.vocab));
+  m.output().multiply(w.h.data(), rows, logits.data(), pool);
+  if (c.logit_softcap > 0) {
+    each_row(pool, rows, [&](int64_t i) {
+      m.ops->softcap(logits.data() + i * c.vocab, c.vocab, static_cast<float>(c.logit_softcap));
+    });
+  }
+  return {};
+}
+
+}  // namespace pith
