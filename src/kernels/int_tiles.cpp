@@ -89,9 +89,9 @@ static std::optional<IntLayout> grid_layout(const Grid& node) {
   if (high - low > 255) return std::nullopt;
   l.bits = bits_for(high - low + 1);
   l.zero = -low;
-  l.groups = scale.groups();
   l.group_halves = group_halves_of(scale.group(), scale.groups(), l.chunks());
   if (l.group_halves == 0) return std::nullopt;
+  l.groups = (2 * l.chunks() + l.group_halves - 1) / l.group_halves;  // those of the last chunk's padding as well
   if (zero != nullptr && (zero->group() != scale.group() || zero->groups() != scale.groups())) return std::nullopt;
   l.min = zero == nullptr ? MinKind::none : MinKind::zero;
   const auto half = [](const Field* f) {
@@ -276,7 +276,8 @@ void IntTiles::fill_scales(const Grid& grid) {
   const Field* fields[2] = {grid.scale().get(), grid.zero().get()};
   if (l.scale == ScaleKind::two_level) {
     Aligned<uint16_t>* stats[2] = {&d_, &m_};
-    std::vector<int16_t> codes(static_cast<size_t>(l.groups));
+    const int64_t stored = fields[0]->groups();
+    std::vector<int16_t> codes(static_cast<size_t>(stored));
     for (int k = 0; k < 2 && fields[k] != nullptr; ++k) {
       const auto& field = static_cast<const TwoLevelField&>(*fields[k]);
       reserve(*stats[k], l.tiles() * l.groups * 2);
@@ -287,14 +288,14 @@ void IntTiles::fill_scales(const Grid& grid) {
       const int64_t stat_rows = (l.rows + field.stat_group() - 1) / field.stat_group();
       for (int64_t t = 0; t < l.tiles(); ++t) {
         const int64_t s = t * kTileRows / field.stat_group();
-        for (int64_t g = 0; g < l.groups; ++g) {
+        for (int64_t g = 0; g < stored; ++g) {
           uint16_t* pair = stats[k]->get() + 2 * (t * l.groups + g);
-          pair[0] = values[static_cast<size_t>(s * l.groups + g)];
-          pair[1] = values[static_cast<size_t>((stat_rows + s) * l.groups + g)];
+          pair[0] = values[static_cast<size_t>(s * stored + g)];
+          pair[1] = values[static_cast<size_t>((stat_rows + s) * stored + g)];
         }
         for (int64_t r = t * kTileRows; r < std::min(l.rows, (t + 1) * kTileRows); ++r) {
           field.codes()->read_rows(r, r + 1, codes.data());
-          for (int64_t g = 0; g < l.groups; ++g) {
+          for (int64_t g = 0; g < stored; ++g) {
             out[(t * l.groups + g) * kTileRows + r % kTileRows] = static_cast<uint8_t>(codes[static_cast<size_t>(g)]);
           }
         }
@@ -302,7 +303,8 @@ void IntTiles::fill_scales(const Grid& grid) {
     }
     return;
   }
-  std::vector<float> row(static_cast<size_t>(l.groups));
+  const int64_t stored = fields[0]->groups();
+  std::vector<float> row(static_cast<size_t>(stored));
   if (l.scale == ScaleKind::row) reserve(row_scale_, padded);
   Aligned<float>* wide[2] = {&d32_, &m32_};
   Aligned<uint16_t>* narrow[2] = {&d_, &m_};
@@ -312,7 +314,7 @@ void IntTiles::fill_scales(const Grid& grid) {
     for (int64_t r = 0; r < l.rows; ++r) {
       fields[k]->row(r, row.data());
       const int64_t t = r / kTileRows;
-      for (int64_t g = 0; g < l.groups; ++g) {
+      for (int64_t g = 0; g < stored; ++g) {
         const int64_t at = (t * l.groups + g) * kTileRows + r % kTileRows;
         const float v = row[static_cast<size_t>(g)];
         if (l.scale == ScaleKind::row) row_scale_.get()[r] = v;
