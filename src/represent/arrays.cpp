@@ -24,8 +24,7 @@ static Status check_size(DType type, int64_t count, const Bytes& data, std::stri
   return {};
 }
 
-// ---- FloatArray
-// ------------------------------------------------------------------------------------------------------
+// ---- FloatArray ---------------------------------------------------------------------------------
 
 void half_to_float(const uint16_t* in, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) {
@@ -93,8 +92,7 @@ int64_t FloatArray::first_non_finite() const {
   return -1;
 }
 
-// ---- IndexArray
-// ------------------------------------------------------------------------------------------------------
+// ---- IndexArray ---------------------------------------------------------------------------------
 
 Result<IndexArray> IndexArray::make(DType type, int64_t count, Bytes data, std::string_view what) {
   if (type != DType::u8 && type != DType::u16 && type != DType::u32)

@@ -39,8 +39,7 @@ static void decode_pieces(const Node& node, int64_t r0, int64_t r1, Body body) {
   }
 }
 
-// ---- Sum
-// -------------------------------------------------------------------------------------------------------------
+// ---- Sum ----------------------------------------------------------------------------------------
 
 Sum::Sum(std::vector<NodePtr> terms) : Node(terms[0]->rows(), terms[0]->cols()), terms_(std::move(terms)) {}
 
@@ -94,8 +93,7 @@ std::string Sum::describe() const {
   return text + ")";
 }
 
-// ---- Override
-// --------------------------------------------------------------------------------------------------------
+// ---- Override -----------------------------------------------------------------------------------
 
 Override::Override(NodePtr base, NodePtr sparse)
     : Node(base->rows(), base->cols()), base_(std::move(base)), sparse_(std::move(sparse)) {}
@@ -135,8 +133,7 @@ std::string Override::describe() const {
   return fmt::format("override({}, {})", base_->describe(), sparse_->describe());
 }
 
-// ---- Permuted
-// --------------------------------------------------------------------------------------------------------
+// ---- Permuted -----------------------------------------------------------------------------------
 
 Permuted::Permuted(NodePtr child, Axis axis, IndexArray order, std::vector<uint32_t> inverse)
     : Node(child->rows(), child->cols()),
@@ -211,8 +208,7 @@ json Permuted::serialize(const std::string& prefix, SectionSink& sink) const {
 
 std::string Permuted::describe() const { return fmt::format("permuted {}({})", axis_name(axis_), child_->describe()); }
 
-// ---- Scaled
-// ----------------------------------------------------------------------------------------------------------
+// ---- Scaled -------------------------------------------------------------------------------------
 
 Scaled::Scaled(NodePtr child, Axis axis, FloatArray scales)
     : Node(child->rows(), child->cols()), child_(std::move(child)), axis_(axis), scales_(std::move(scales)) {}
@@ -267,8 +263,7 @@ json Scaled::serialize(const std::string& prefix, SectionSink& sink) const {
 
 std::string Scaled::describe() const { return fmt::format("scaled {}({})", axis_name(axis_), child_->describe()); }
 
-// ---- DepthLine
-// -------------------------------------------------------------------------------------------------------
+// ---- DepthLine ----------------------------------------------------------------------------------
 
 DepthLine::DepthLine(NodePtr base, NodePtr slope, float t)
     : Node(base->rows(), base->cols()), base_(std::move(base)), slope_(std::move(slope)), t_(t) {}
@@ -311,8 +306,7 @@ std::string DepthLine::describe() const {
   return fmt::format("line {:.3g}({}, {})", t_, base_->describe(), slope_->describe());
 }
 
-// ---- DynamicInt8
-// -----------------------------------------------------------------------------------------------------
+// ---- DynamicInt8 --------------------------------------------------------------------------------
 
 DynamicInt8::DynamicInt8(NodePtr child, float threshold)
     : Node(child->rows(), child->cols()), child_(std::move(child)), threshold_(threshold) {}

@@ -33,8 +33,7 @@ static std::string_view short_name(DType type) {
   return type == DType::f16 ? "fp16" : type == DType::bf16 ? "bf16" : "fp32";
 }
 
-// ---- AffineField
-// -----------------------------------------------------------------------------------------------------
+// ---- AffineField --------------------------------------------------------------------------------
 
 AffineField::AffineField(int64_t rows, int64_t cols, int64_t group, FloatArray values, bool shared_rows)
     : Field(rows, cols, group), values_(std::move(values)), shared_rows_(shared_rows) {}
@@ -78,8 +77,7 @@ std::string AffineField::describe() const {
                      shared_rows_ ? " of all rows" : "");
 }
 
-// ---- TwoLevelField
-// ---------------------------------------------------------------------------------------------------
+// ---- TwoLevelField ------------------------------------------------------------------------------
 
 TwoLevelField::TwoLevelField(int64_t rows, int64_t cols, int64_t group, int64_t stat_group, CodesPtr codes,
                              FloatArray stats)
@@ -146,8 +144,7 @@ std::string TwoLevelField::describe() const {
                      group_text(group_, cols_), stat_group_);
 }
 
-// ---- RowColField
-// -----------------------------------------------------------------------------------------------------
+// ---- RowColField --------------------------------------------------------------------------------
 
 RowColField::RowColField(int64_t rows, int64_t cols, float base, int grain, Axis row, Axis col)
     : Field(rows, cols, 1), base_(base), grain_(grain), row_(std::move(row)), col_(std::move(col)) {
@@ -228,8 +225,7 @@ json RowColField::serialize(const std::string& prefix, SectionSink& sink) const 
 
 std::string RowColField::describe() const { return "row x column"; }
 
-// ---- reading
-// ---------------------------------------------------------------------------------------------------------
+// ---- reading ------------------------------------------------------------------------------------
 
 Result<FieldPtr> parse_field(const json& j, int64_t rows, int64_t cols, const ParseContext& context) {
   PITH_TRY(check_shape(rows, cols, "field"));

@@ -17,8 +17,7 @@ namespace pith {
 
 using nlohmann::json;
 
-// ---- Dense
-// -----------------------------------------------------------------------------------------------------------
+// ---- Dense --------------------------------------------------------------------------------------
 
 Result<NodePtr> Dense::make(DType type, int64_t rows, int64_t cols, Bytes data) {
   PITH_TRY(check_shape(rows, cols, "dense"));
@@ -59,8 +58,7 @@ std::string Dense::describe() const {
   return name[0] == 'f' && name.size() == 3 ? "fp" + name.substr(1) : name;  // fp16, fp32, bf16, f8_e4m3
 }
 
-// ---- Blocks
-// ----------------------------------------------------------------------------------------------------------
+// ---- Blocks -------------------------------------------------------------------------------------
 
 Blocks::Blocks(GgmlType type, int64_t rows, int64_t cols, int64_t row_bytes, Bytes data)
     : Node(rows, cols), type_(type), row_bytes_(row_bytes), data_(std::move(data)) {}
@@ -120,8 +118,7 @@ json Blocks::serialize(const std::string& prefix, SectionSink& sink) const {
 
 std::string Blocks::describe() const { return std::string(ggml_traits(type_).name); }
 
-// ---- Grid
-// ------------------------------------------------------------------------------------------------------------
+// ---- Grid ---------------------------------------------------------------------------------------
 
 Grid::Grid(CodesPtr codes, std::vector<float> levels, FieldPtr scale, FieldPtr zero)
     : Node(codes->rows(), codes->cols()),
@@ -283,8 +280,7 @@ std::vector<float> normal_float_levels(unsigned bits) {
   return levels;
 }
 
-// ---- Codebook
-// --------------------------------------------------------------------------------------------------------
+// ---- Codebook -----------------------------------------------------------------------------------
 
 Codebook::Codebook(int64_t rows, int64_t cols, int64_t books_count, int64_t entries, int64_t length, CodesPtr codes,
                    FloatArray books, FloatArray basis)

@@ -20,8 +20,7 @@ static Status check_values(const FloatArray& values, std::string_view what) {
   return {};
 }
 
-// ---- Csr
-// -------------------------------------------------------------------------------------------------------------
+// ---- Csr ----------------------------------------------------------------------------------------
 
 Csr::Csr(int64_t rows, int64_t cols, IndexArray counts, IndexArray columns, FloatArray values,
          std::vector<uint32_t> row_start)
@@ -125,8 +124,7 @@ json Csr::serialize(const std::string& prefix, SectionSink& sink) const {
 
 std::string Csr::describe() const { return "csr " + percent(entries(), rows_ * cols_); }
 
-// ---- NMask
-// -----------------------------------------------------------------------------------------------------------
+// ---- NMask --------------------------------------------------------------------------------------
 
 static int64_t binomial(int m, int n) {
   int64_t c = 1;
@@ -222,8 +220,7 @@ json NMask::serialize(const std::string& prefix, SectionSink& sink) const {
 
 std::string NMask::describe() const { return fmt::format("{}:{}({})", n_, m_, values_->describe()); }
 
-// ---- Bitmap
-// ----------------------------------------------------------------------------------------------------------
+// ---- Bitmap -------------------------------------------------------------------------------------
 
 Bitmap::Bitmap(int64_t rows, int64_t cols, Bytes mask, FloatArray values, std::vector<uint32_t> row_start)
     : Node(rows, cols), mask_(std::move(mask)), values_(std::move(values)), row_start_(std::move(row_start)) {}

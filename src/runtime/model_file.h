@@ -23,10 +23,14 @@ Result<Model> open_model(const std::string& path, const Limits& limits = {});
 
 /// One file with everything: trees, configuration, tokenizer, plan, report, checksums.
 Status write_pith(const Model& model, const std::string& path, bool overwrite);
+/// The exact size of that file, in bytes.
+Result<uint64_t> pith_model_bytes(const Model& model);
 
-/// A GGUF that stock llama.cpp runs. Blocks are written as they are, Dense as F32, F16 or BF16; any other node is an
-/// error that names the tensor.
+/// A GGUF that stock llama.cpp runs. Blocks are written as they are, Dense as F32, F16 or BF16, norms and biases as F32
+/// whatever they are; any other node is an error that names the tensor.
 Status write_gguf_model(const Model& model, const std::string& path, bool overwrite);
+/// The exact size of that file, in bytes.
+Result<uint64_t> gguf_model_bytes(const Model& model);
 
 /// A Hugging Face folder (config.json, model.safetensors, tokenizer.json, …) with every tensor decoded to `dtype`
 /// (f32, f16 or bf16).

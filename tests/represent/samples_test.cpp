@@ -40,7 +40,7 @@ size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 vector<double> as_double(const vector<float>& v) { return {v.begin(), v.end()}; }
 
-// ---- leaves
+// ---- leaves -------------------------------------------------------------------------------------
 
 Sample dense(Random& random, int64_t rows, int64_t cols, int) {
   const DType type = some_float(random);
@@ -249,7 +249,7 @@ Sample nmask(Random& random, int64_t rows, int64_t cols, int depth) {
   return sample;
 }
 
-// ---- combinators
+// ---- combinators --------------------------------------------------------------------------------
 
 Sample low_rank(Random& random, int64_t rows, int64_t cols, int depth) {
   const int64_t rank = random.between(1, 5);
