@@ -5,23 +5,38 @@
 #include <pith/result.h>
 
 #include <functional>
-#include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/limits.h"
 #include "formats/dtype.h"
 #include "formats/lm_config.h"
-#include "formats/lm_source.h"
+#include "formats/safetensors.h"
 #include "formats/tokenizer_spec.h"
 
 namespace pith {
 
-/// `path`: a folder, or a single .safetensors file with config.json beside it. Only headers are read.
-Result<std::unique_ptr<LmSource>> open_huggingface(const std::string& path, const Limits& limits);
+/// An open folder. Weights stay in the mapped files.
+struct HfModel {
+  std::string path;
+  LmConfig config;
+  TokenizerSpec tokenizer;  ///< kind none when the folder has no tokenizer.json
+  ShardedSafetensors weights;
+  std::string prefix, replaced;  ///< stored names begin with `prefix` where canonical ones begin with `replaced`
+
+  /// A tensor by its canonical name. open_huggingface has checked that all of expected_tensors(config) are there.
+  std::optional<ShardedSafetensors::Found> find(std::string_view canonical) const;
+};
+
+/// `path`: a folder, or a single .safetensors file with config.json beside it. Only headers are read; every tensor that
+/// the configuration asks for must be there in its shape, as F64, F32, F16 or BF16.
+Result<HfModel> open_huggingface(const std::string& path, const Limits& limits);
 
 /// Writes a folder that transformers loads: the parts go to a temporary folder beside it, which is renamed at the end.
-/// `rows(name, r0, r1, out)` gives the fp32 values of expected_tensors(config), asked in order, some rows at a time.
-/// `type`: f16, bf16 or f32. An existing folder is replaced only with `overwrite`, and only when it is a model folder.
+/// `rows(spec, r0, r1, out)` gives fp32 values of rows of the tensors of expected_tensors(config), in order, some rows
+/// at a time (a vector is one row). `type`: f16, bf16 or f32. An existing folder is replaced only with `overwrite`, and
+/// only when it has a config.json.
 Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
                          const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
                          bool overwrite);
