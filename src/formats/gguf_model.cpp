@@ -261,6 +261,8 @@ Result<GgufMetadata> gguf_metadata_from_config(const LmConfig& c) {
   if (c.sliding_window > 0) u32("attention.sliding_window", std::min<int64_t>(c.sliding_window, UINT32_MAX));
   if (is_gemma(c)) {
     if (c.architecture == "gemma2") {
+      if (!c.tied_embeddings)
+        return data_error("llama.cpp's gemma2 has no output matrix of its own; the model cannot be written as GGUF");
       f32("attn_logit_softcapping", c.attention_softcap);
       f32("final_logit_softcapping", c.logit_softcap);
     } else {

@@ -155,17 +155,21 @@ Status write_huggingface(const std::string& folder, const LmConfig& config, cons
 
   json out = lm_config_to_hf(config);
   out["torch_dtype"] = type == DType::f32 ? "float32" : type == DType::f16 ? "float16" : "bfloat16";
+  // Always said, if only to say "none": the configuration classes would put their own ids in.
   json generation = json::object();
+  const auto token = [&](const char* key, int32_t id) {
+    const json v = id >= 0 ? json(id) : json();
+    out[key] = v;
+    if (id >= 0) generation[key] = v;
+  };
+  token("bos_token_id", tokenizer.bos);
+  token("eos_token_id", tokenizer.eos);
+  token("pad_token_id", tokenizer.pad);
   if (tokenizer.kind != TokenizerSpec::Kind::none) {
-    if (tokenizer.bos >= 0) generation["bos_token_id"] = tokenizer.bos, out["bos_token_id"] = tokenizer.bos;
-    if (tokenizer.pad >= 0) generation["pad_token_id"] = out["pad_token_id"] = tokenizer.pad;
-    if (tokenizer.eos >= 0) {
-      json eos = tokenizer.eos;
-      if (!tokenizer.stop.empty()) {
-        eos = json::array({tokenizer.eos});
-        for (const int32_t id : tokenizer.stop) eos.push_back(id);
-      }
-      generation["eos_token_id"] = out["eos_token_id"] = eos;
+    if (tokenizer.eos >= 0 && !tokenizer.stop.empty()) {
+      json eos = json::array({tokenizer.eos});
+      for (const int32_t id : tokenizer.stop) eos.push_back(id);
+      generation["eos_token_id"] = eos;
     }
     PITH_TRY(write_file(part.path() + "/tokenizer.json", json_text(tokenizer_to_hf(tokenizer), 1), true));
     PITH_TRY(write_file(part.path() + "/tokenizer_config.json", json_text(tokenizer_config_to_hf(tokenizer), 2) + "\n",
