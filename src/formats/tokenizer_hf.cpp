@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "base/base64.h"
 #include "formats/json_text.h"
 #include "formats/tokenizer_spec.h"
 
@@ -82,47 +83,6 @@ Status read_pattern(const json& value, const std::string& what, std::string& tex
   return data_error(what + ": pattern should be {\"String\": …} or {\"Regex\": …}");
 }
 
-Result<std::string> from_base64(const std::string& text) {
-  std::string out;
-  uint32_t bits = 0;
-  int held = 0;
-  for (const char c : text) {
-    int v = 0;
-    if (c >= 'A' && c <= 'Z')
-      v = c - 'A';
-    else if (c >= 'a' && c <= 'z')
-      v = c - 'a' + 26;
-    else if (c >= '0' && c <= '9')
-      v = c - '0' + 52;
-    else if (c == '+')
-      v = 62;
-    else if (c == '/')
-      v = 63;
-    else if (c == '=' || c == '\n' || c == '\r')
-      continue;
-    else
-      return data_error("precompiled_charsmap is not base64");
-    bits = bits << 6 | static_cast<uint32_t>(v);
-    held += 6;
-    if (held >= 8) {
-      held -= 8;
-      out.push_back(static_cast<char>(bits >> held & 255));
-    }
-  }
-  return out;
-}
-
-std::string to_base64(std::string_view data) {
-  static constexpr char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < data.size(); i += 3) {
-    uint32_t v = 0;
-    for (size_t k = 0; k < 3; ++k) v = v << 8 | (i + k < data.size() ? static_cast<uint8_t>(data[i + k]) : 0u);
-    for (size_t k = 0; k < 4; ++k) out += i + k <= data.size() ? digits[v >> (18 - 6 * k) & 63] : '=';
-  }
-  return out;
-}
-
 Status read_normalizer(const json& value, Spec& spec) {
   PITH_ASSIGN(const auto steps, steps_of(value, "normalizers", "normalizer"));
   for (const json* step : steps) {
@@ -155,7 +115,9 @@ Status read_normalizer(const json& value, Spec& spec) {
     } else if (type == "Precompiled") {
       n.op = NormalizerOp::charsmap;
       PITH_ASSIGN(const std::string text, json_string(*step, "precompiled_charsmap", ""));
-      PITH_ASSIGN(n.content, from_base64(text));
+      auto map = from_base64(text);
+      if (!map) return data_error("precompiled_charsmap is not base64");
+      n.content = std::move(*map);
     } else {
       return data_error("normalizer \"" + type.substr(0, 60) + "\" is not supported");
     }
