@@ -20,6 +20,18 @@ constexpr int kMaxNesting = 50;
 // Ample for every pattern of a real model; a pattern that backtracks without end stops here with an error.
 constexpr uint32_t kMatchLimit = 20'000'000;
 
+// \p{Han} is the script itself in Oniguruma; PCRE2 would take script extensions, which hold "、" and "ー" too.
+bool is_script(std::string_view name) {
+  if (name.size() < 3 || name.size() > 40) return false;  // one or two letters are a general category
+  const std::string pattern = fmt::format("\\p{{sc:{}}}", name);
+  int error = 0;
+  size_t where = 0;
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF, &error,
+                                   &where, nullptr);
+  pcre2_code_free(code);
+  return code != nullptr;
+}
+
 class Translator {
  public:
   explicit Translator(std::string_view in) : in_(in) {}
@@ -50,6 +62,11 @@ class Translator {
       out += in_class ? std::string(kWhiteSpace) : fmt::format("[{}]", kWhiteSpace);
     } else if (c == 'S' && !in_class) {
       out += fmt::format("[^{}]", kWhiteSpace);
+    } else if ((c == 'p' || c == 'P') && in_.substr(at_, 1) == "{" && in_.find('}', at_) != std::string_view::npos) {
+      const size_t end = in_.find('}', at_);
+      const std::string_view name = in_.substr(at_ + 1, end - at_ - 1);
+      out += fmt::format("\\{}{{{}{}}}", c, is_script(name) ? "sc:" : "", name);
+      at_ = end + 1;
     } else if (c == 'h') {
       out += in_class ? "0-9A-Fa-f" : "[0-9A-Fa-f]";
     } else {

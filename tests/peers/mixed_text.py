@@ -90,17 +90,18 @@ def mixed_text(size, seed=1, prose="", specials=True):
 
 
 def broken(data, seed=1, rate=0.002):
-    """Bytes of `data` with some replaced, dropped or put in, so that the UTF-8 breaks."""
+    """`data` with some bytes replaced or put in, so that the UTF-8 breaks.
+
+    Only bytes that nobody takes for a part of a character: llama.cpp reads overlong forms and surrogates as characters.
+    """
     rng = random.Random(seed)
     out = bytearray()
     for b in data:
         r = rng.random()
         if r < rate:
-            out.append(rng.randrange(128, 256))
+            out.append(rng.choice([0x80, 0x9F, 0xBF, 0xF8, 0xFE, 0xFF]))
         elif r < 1.5 * rate:
-            out += bytes([b, rng.choice([0x80, 0xC0, 0xE2, 0xF0, 0xFF])])
-        elif r < 2 * rate:
-            pass
+            out += bytes([b, rng.choice([0x80, 0xBF, 0xF9, 0xFF])])
         else:
             out.append(b)
     return bytes(out)
