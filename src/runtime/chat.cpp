@@ -18,7 +18,7 @@ namespace chat {
 namespace {
 
 constexpr size_t kMaxSteps = 2'000'000;  // nodes evaluated
-constexpr size_t kMaxWork = 64u << 20;   // bytes and items that operations may make, all together
+constexpr size_t kMaxWork = 32u << 20;   // bytes and items that operations may make, all together
 constexpr size_t kMaxItems = 1u << 20;   // of one list
 constexpr int kMaxValueDepth = 40, kMaxMacroDepth = 20;
 
@@ -407,7 +407,7 @@ class Interpreter {
           Value value = evaluate(n.kids[i + 1]);
           if (failed_) return {};
           if (value.name_space() != nullptr) return fail("a namespace inside of a dict is not supported");
-          budget_.spend(fields.size() / 8);
+          budget_.spend(fields.size() / 2);
           put(fields, text_of(key), std::move(value));
         }
         return made(Value(std::move(fields)), n.kids.size());
@@ -481,7 +481,7 @@ class Interpreter {
 
   // A value of a dict or namespace; `find` goes through it.
   Value field(const Dict& fields, std::string_view key) {
-    budget_.spend(fields.size() / 8);
+    budget_.spend(fields.size() / 2);
     const Value* found = find(fields, key);
     return found == nullptr ? Value() : *found;
   }
@@ -1170,7 +1170,8 @@ Result<std::string> render_chat(const TokenizerSpec& spec, std::span<const ChatM
     return user_error("the model has no chat template; give the prompt as plain text");
   }
   const auto text = [&](int32_t id) -> std::string_view {
-    return id >= 0 && static_cast<size_t>(id) < spec.tokens.size() ? spec.tokens[static_cast<size_t>(id)] : "";
+    if (id < 0 || static_cast<size_t>(id) >= spec.tokens.size()) return {};
+    return spec.tokens[static_cast<size_t>(id)];
   };
   return render_chat_template(spec.chat_template, messages, add_generation_prompt, text(spec.bos), text(spec.eos));
 }

@@ -10,6 +10,8 @@
 namespace pith::chat {
 namespace {
 
+constexpr size_t kNode = 8;  // what visiting one value costs, in bytes of text
+
 // repr(float): the shortest digits; exponent form outside 1e-4 .. 1e16; always a point or an exponent.
 std::string real_text(double v) {
   if (std::isnan(v)) return "nan";
@@ -146,7 +148,7 @@ void put(Dict& dict, std::string_view key, Value value) {
 }
 
 bool equal(const Value& a, const Value& b, Budget& budget) {
-  if (!budget.spend(1)) return false;
+  if (!budget.spend(kNode)) return false;
   if (a.is_number() && b.is_number()) {
     return a.is_real() || b.is_real() ? a.real() == b.real() : a.integer() == b.integer();
   }
@@ -154,6 +156,7 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
     return a.string() == b.string() || (budget.spend(a.string()->size() / 16) && *a.string() == *b.string());
   }
   if (a.list() != nullptr && b.list() != nullptr) {
+    if (a.list() == b.list()) return true;
     return std::equal(a.list()->begin(), a.list()->end(), b.list()->begin(), b.list()->end(),
                       [&](const Value& x, const Value& y) { return equal(x, y, budget); });
   }
@@ -174,7 +177,7 @@ std::string to_text(const Value& value, Budget& budget) {
 }
 
 std::string to_repr(const Value& value, Budget& budget) {
-  if (!budget.spend(1)) return "";
+  if (!budget.spend(kNode)) return "";
   if (value.is_undefined()) return "Undefined";
   if (value.is_none()) return "None";
   if (value.is_bool()) return value.integer() != 0 ? "True" : "False";
@@ -200,7 +203,7 @@ std::string to_repr(const Value& value, Budget& budget) {
 }
 
 std::string to_json(const Value& value, int indent, bool sort_keys, Budget& budget, int level) {
-  if (!budget.spend(1)) return "";
+  if (!budget.spend(kNode)) return "";
   if (value.is_bool()) return value.integer() != 0 ? "true" : "false";
   if (value.is_integer()) return fmt::format("{}", value.integer());
   if (value.is_real()) return real_text(value.real());
