@@ -35,6 +35,16 @@ struct Fit {
 std::span<const Fit* const> all_fits();
 const Fit* find_fit(std::string_view name);
 
+/// The weight as fp32 on the CPU, contiguous, the fit's own to change. Throws Failure naming the tensor when it is no
+/// matrix, is empty, or holds NaN or infinity.
+Tensor usable_weight(const FitJob& job);
+/// True when something is known about the layer's inputs. Throws Failure when it is of another width than the weight.
+bool knows_inputs(const FitJob& job);
+/// H = E[x x^T], [in, in] fp64, and its diagonal, [in] fp64. Throw Failure naming the tensor when there are none, no
+/// input was seen, or the width is not that of the weight.
+Tensor input_moments(const FitJob& job);
+Tensor input_squares(const FitJob& job);
+
 /// Second-order prediction of the harm: 1/2 sum over rows of G_r dW_r H dW_r^T, nats a token of mean KL when G is known
 /// (engine/calibrate.h); G = 1 and H = I where unknown.
 double predicted_loss(const FitJob& job, const Node& node);

@@ -13,8 +13,8 @@ using V16 = float __attribute__((vector_size(64)));
 
 // kRows x (kVectors * lanes) elements stay in registers over the whole depth.
 template <class V, int kRows, int kVectors>
-[[gnu::always_inline]] inline void panel(float* w, int64_t ldw, const float* e, int64_t lde, const float* u, int64_t ldu,
-                                         int64_t depth) {
+[[gnu::always_inline]] inline void panel(float* w, int64_t ldw, const float* e, int64_t lde, const float* u,
+                                         int64_t ldu, int64_t depth) {
   constexpr int64_t kLanes = sizeof(V) / sizeof(float);
   V sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)

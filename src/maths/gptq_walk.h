@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tensor/parallel.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -41,7 +42,8 @@ std::vector<double> gptq_walk(Tensor& weight, const Tensor& factor, int64_t grou
   if (weight.scalar_type() != at::kFloat || !weight.is_contiguous() || !weight.device().is_cpu())
     throw Failure(bug_error("gptq_walk: the weight must be fp32, contiguous, on the CPU"));
   if (factor.dim() != 2 || factor.size(0) != cols || factor.size(1) != cols)
-    throw Failure(bug_error("gptq_walk: the factor must be [" + std::to_string(cols) + ", " + std::to_string(cols) + "]"));
+    throw Failure(
+        bug_error("gptq_walk: the factor must be [" + std::to_string(cols) + ", " + std::to_string(cols) + "]"));
   if (group <= 0 || group > cols) group = cols;
   // A group must find its columns up to date: blocks hold whole groups, or groups are cut into blocks of their own.
   block = std::max<int64_t>(block, 1);
@@ -53,29 +55,28 @@ std::vector<double> gptq_walk(Tensor& weight, const Tensor& factor, int64_t grou
   std::vector<double> loss(static_cast<size_t>(rows), 0.0);
 
   const int64_t tiles = (rows + kWalkRows - 1) / kWalkRows;
-  at::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
+  parallel_tasks(tiles, [&](int64_t tile) {
     std::vector<float> errors(static_cast<size_t>(kWalkRows * step));
-    for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t row0 = tile * kWalkRows, n = std::min(kWalkRows, rows - row0);
-      float* const wt = w + row0 * cols;
-      for (int64_t b0 = 0, b1 = 0; b0 < cols; b0 = b1) {
-        b1 = std::min(b0 + step, cols);
-        if (group > block) b1 = std::min(b1, b0 / group * group + group);
-        for (int64_t j = b0; j < b1; ++j) {
-          if (j % group == 0) policy.begin_group(row0, n, j, std::min(group, cols - j), wt + j, cols);
-          const float diagonal = u[j * cols + j];
-          for (int64_t r = 0; r < n; ++r) {
-            const float value = wt[r * cols + j];
-            const float q = policy.quantize(row0 + r, j, value);
-            const float e = (value - q) / diagonal;
-            wt[r * cols + j] = q;
-            errors[static_cast<size_t>(r * step + (j - b0))] = e;
-            loss[static_cast<size_t>(row0 + r)] += static_cast<double>(e) * e;
-          }
-          subtract_product(wt + j + 1, cols, errors.data() + (j - b0), step, u + j * cols + j + 1, cols, n, 1, b1 - j - 1);
+    const int64_t row0 = tile * kWalkRows, n = std::min(kWalkRows, rows - row0);
+    float* const wt = w + row0 * cols;
+    for (int64_t b0 = 0, b1 = 0; b0 < cols; b0 = b1) {
+      b1 = std::min(b0 + step, cols);
+      if (group > block) b1 = std::min(b1, b0 / group * group + group);
+      for (int64_t j = b0; j < b1; ++j) {
+        if (j % group == 0) policy.begin_group(row0, n, j, std::min(group, cols - j), wt + j, cols);
+        const float diagonal = u[j * cols + j];
+        for (int64_t r = 0; r < n; ++r) {
+          const float value = wt[r * cols + j];
+          const float q = policy.quantize(row0 + r, j, value);
+          const float e = (value - q) / diagonal;
+          wt[r * cols + j] = q;
+          errors[static_cast<size_t>(r * step + (j - b0))] = e;
+          loss[static_cast<size_t>(row0 + r)] += static_cast<double>(e) * e;
         }
-        subtract_product(wt + b1, cols, errors.data(), step, u + b0 * cols + b1, cols, n, b1 - b0, cols - b1);
+        subtract_product(wt + j + 1, cols, errors.data() + (j - b0), step, u + j * cols + j + 1, cols, n, 1,
+                         b1 - j - 1);
       }
+      subtract_product(wt + b1, cols, errors.data(), step, u + b0 * cols + b1, cols, n, b1 - b0, cols - b1);
     }
   });
   return loss;

@@ -14,7 +14,7 @@ namespace {
 struct Metric {
   Tensor root, inverse;  // undefined: identity; vector: diagonal; else a matrix
 
-  Metric(const Tensor& m, int64_t size, const std::string& what) {
+  Metric(const Tensor& m, int64_t size, const std::string& what, double floor) {
     if (!m.defined()) return;
     if (m.size(0) != size || m.dim() > 2)
       throw Failure(
@@ -26,7 +26,7 @@ struct Metric {
       root = d.sqrt();
       inverse = at::where(d.gt(0), at::where(d.gt(0), d, at::ones_like(d)).rsqrt(), at::zeros_like(d));
     } else {
-      SquareRoot s = square_root(m, 1.1920929e-07, what);
+      SquareRoot s = square_root(m, floor, what);
       root = s.root;
       inverse = s.inverse;
     }
@@ -45,7 +45,8 @@ Tensor from_right(const Tensor& x, const Tensor& m) {
 
 }  // namespace
 
-LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank, const std::string& what) {
+LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank, const std::string& what,
+                double floor) {
   const at::NoGradGuard no_grad;
   const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
   if (w.dim() != 2) throw Failure(bug_error(what + ": expected a matrix"));
@@ -55,7 +56,7 @@ LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_
         user_error(what + ": rank " + std::to_string(rank) + " is not between 0 and " + std::to_string(most)));
   const Tensor full = w.to(at::kDouble);
   if (!at::isfinite(full.sum()).item<bool>()) throw Failure(data_error(what + ": holds NaN or infinity"));
-  const Metric l(left, w.size(0), what), r(right, w.size(1), what);
+  const Metric l(left, w.size(0), what, floor), r(right, w.size(1), what, floor);
   auto [u, s, vh] = at::linalg_svd(from_right(from_left(l.root, full), r.root), /*full_matrices=*/false);
   const Tensor half = s.narrow(0, 0, rank).sqrt();
   LowRankFit fit;

@@ -18,8 +18,8 @@ struct LowRankFit {
 /// metrics: undefined = identity, a vector = diagonal, a matrix = symmetric positive semi-definite (the input
 /// covariance). The singular values are split evenly between A and B. With a singular metric the part of W that it
 /// cannot see is dropped. Throws Failure when shapes do not fit, rank is not in [0, min(rows, cols)] or a value is not
-/// finite; `what` names the matrix.
+/// finite; `what` names the matrix. `floor`: which eigenvalues of a metric count as zero (square_root in linalg.h).
 LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank,
-                const std::string& what = "matrix");
+                const std::string& what = "matrix", double floor = 1.1920929e-07);
 
 }  // namespace pith

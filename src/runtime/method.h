@@ -28,7 +28,14 @@ struct Method {
   bool baseline = false;
   std::string_view example;  ///< a whole command line
   std::string_view budget_options;  ///< what `compress` may try by itself: "bits=2..8", empty = only when allowed by name
+  /// Where the needs depend on the options; nullptr: always `needs`.
+  Needs (*needs_with)(const Options& options) = nullptr;
 };
+
+/// What a fit with these options wants.
+inline Needs needs_of(const Method& method, const Options& options) {
+  return method.needs_with != nullptr ? method.needs_with(options) : method.needs;
+}
 
 /// All methods, sorted by family and name.
 std::span<const Method* const> all_methods();

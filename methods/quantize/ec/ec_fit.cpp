@@ -10,6 +10,7 @@
 #include "maths/linalg.h"
 #include "represent/codes.h"
 #include "represent/grid.h"
+#include "tensor/parallel.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -83,10 +84,12 @@ NodePtr run(const FitJob& job, const Options& options) {
     throw Failure(data_error(job.name + ": holds NaN or infinity; ec cannot round it"));
 
   Tensor upper;
-  if (job.inputs != nullptr)
+  if (knows_inputs(job)) {
+    const OneThread one;
     upper = upper_inverse_factor(job.inputs->second(), options.real("damp"), job.name).upper;
-  else
+  } else {
     upper = at::eye(cols, at::kDouble);
+  }
 
   std::vector<double> column(static_cast<size_t>(cols));
   const Tensor diagonal = upper.diagonal().contiguous();
@@ -109,9 +112,13 @@ NodePtr run(const FitJob& job, const Options& options) {
   }
 
   const auto [lowest, highest] = std::minmax_element(codes.begin(), codes.end());
+  if (*lowest == -32767 || *highest == 32767)
+    throw Failure(user_error(job.name + ": steps of " + options.text("step") +
+                             " are too fine for weights of this size; raise option 'step'"));
   unsigned width = 1;
   while ((*highest - *lowest) >> width != 0) ++width;
-  return must(Grid::make(must(PackedCodes::pack(rows, cols, width, *lowest, codes)), {}, field));
+  const int offset = std::min<int>(*lowest, 32768 - (1 << width));  // the whole range of codes fits 16 bits
+  return must(Grid::make(must(PackedCodes::pack(rows, cols, width, offset, codes)), {}, field));
 }
 
 }  // namespace

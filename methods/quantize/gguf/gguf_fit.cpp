@@ -8,6 +8,7 @@
 #include "maths/gptq_walk.h"
 #include "maths/linalg.h"
 #include "represent/blocks.h"
+#include "tensor/parallel.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -135,7 +136,8 @@ NodePtr run(const FitJob& job, const Options& options) {
     throw Failure(data_error(job.name + ": holds NaN or infinity; it cannot be rounded"));
 
   Tensor upper = at::eye(cols, at::kDouble);
-  if (job.inputs != nullptr) {
+  if (knows_inputs(job)) {
+    const OneThread one;
     const Tensor h = job.inputs->second();
     const double damp = options.real("damp");
     const InverseFactor factor = upper_inverse_factor(h, damp, job.name);
