@@ -352,6 +352,7 @@ class Calibration {
           };
         hidden_->write(s, block.forward(x, context_, &taps));
       });
+      for (auto& [input, moments] : inputs) moments.compact();
       if (folder() != nullptr) {
         if (options_.moments) folder()->save(folder()->numbered("moments", layer), pack_inputs(inputs));
         if (time_to_commit()) {
@@ -379,6 +380,7 @@ class Calibration {
         const Tensor x = hidden_->read(cut_.first(task), cut_.count(task, cut_.sequences));
         add_in_turn(e.head_input, final_norm(weights_, x), turns, "head", task);
       });
+      e.head_input.compact();
     }
     if (fisher_ > 0) head_gradient(threads);
     hidden_.reset();

@@ -1,6 +1,8 @@
 #include "maths/linalg.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <string>
 #include <tuple>
 
@@ -17,64 +19,78 @@ Tensor to_square(const Tensor& h, const std::string& what) {
   return h.to(at::kDouble);
 }
 
-// Lower Cholesky factor of `a`, in place. False when `a` is not positive definite.
+// Lower Cholesky factor of `a` (its lower triangle), in place. False when `a` is not positive definite.
 bool cholesky_in_place(Tensor a) {
   const int64_t n = a.size(0);
   for (int64_t j = 0; j < n; j += kPanel) {
     const int64_t w = std::min(kPanel, n - j);
-    auto [block, info] = at::linalg_cholesky_ex(a.narrow(0, j, w).narrow(1, j, w));
-    if (info.item<int>() != 0 || !at::isfinite(block.diagonal()).all().item<bool>()) return false;
-    a.narrow(0, j, w).narrow(1, j, w).copy_(block);
-    const int64_t rest = n - j - w;
-    if (rest == 0) break;
-    Tensor below = a.narrow(0, j + w, rest).narrow(1, j, w);
-    // below := below * block^-T
-    below.copy_(at::linalg_solve_triangular(block, below.t().contiguous(), /*upper=*/false).t());
-    for (int64_t i = 0; i < rest; i += kPanel) {  // only the lower triangle of what remains
-      const int64_t h = std::min(kPanel, rest - i);
-      a.narrow(0, j + w + i, h)
-          .narrow(1, j + w, i + h)
-          .sub_(at::mm(below.narrow(0, i, h), below.narrow(0, 0, i + h).t()));
+    Tensor corner = a.narrow(0, j, w).narrow(1, j, w), block;
+    {
+      const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
+      Tensor info;
+      std::tie(block, info) = at::linalg_cholesky_ex(corner);
+      if (info.item<int>() != 0 || !at::isfinite(block.diagonal()).all().item<bool>()) return false;
     }
+    corner.copy_(block);
+    const int64_t rest = n - j - w, panels = (rest + kPanel - 1) / kPanel;
+    // below := below * block^-T, by panels of rows
+    const auto rows = [&](int64_t i) { return a.narrow(0, j + w + i * kPanel, std::min(kPanel, rest - i * kPanel)); };
+    parallel_tasks(panels, [&](int64_t i) {
+      Tensor below = rows(i).narrow(1, j, w);
+      below.copy_(at::linalg_solve_triangular(block, below.t().contiguous(), /*upper=*/false).t());
+    });
+    // What remains, its lower triangle only.
+    const Tensor below = rest > 0 ? a.narrow(0, j + w, rest).narrow(1, j, w).contiguous() : Tensor();
+    parallel_tasks(panels, [&](int64_t i) {
+      const int64_t h = std::min(kPanel, rest - i * kPanel), to = i * kPanel + h;
+      rows(i).narrow(1, j + w, to).sub_(at::mm(below.narrow(0, i * kPanel, h), below.narrow(0, 0, to).t()));
+    });
   }
   a.tril_();
   return true;
 }
 
-// Inverse of a lower triangular matrix, in place, panel by panel from the top.
+// Inverse of a lower triangular matrix, in place, by panels of rows from the top.
 void invert_lower_in_place(Tensor l) {
   const int64_t n = l.size(0);
   for (int64_t j = 0; j < n; j += kPanel) {
     const int64_t w = std::min(kPanel, n - j);
-    Tensor diagonal_block = l.narrow(0, j, w).narrow(1, j, w);
-    const Tensor inverse =
-        at::linalg_solve_triangular(diagonal_block.contiguous(), at::eye(w, l.options()), /*upper=*/false);
-    if (j > 0) {  // row block j: -inverse * L_j,0..j * (inverse of the part above)
-      Tensor left = l.narrow(0, j, w).narrow(1, 0, j);
-      left.copy_(at::mm(inverse, at::mm(left.contiguous(), l.narrow(0, 0, j).narrow(1, 0, j))).neg_());
+    Tensor corner = l.narrow(0, j, w).narrow(1, j, w), inverse;
+    {
+      const OneThread one;
+      inverse = at::linalg_solve_triangular(corner.contiguous(), at::eye(w, l.options()), /*upper=*/false);
     }
-    diagonal_block.copy_(inverse.tril());
+    if (j > 0) {  // left of the corner: -inverse * left * (the inverse of the part above), which is lower triangular
+      const Tensor left = at::mm(inverse, l.narrow(0, j, w).narrow(1, 0, j)).neg_();
+      parallel_tasks(j / kPanel, [&](int64_t i) {
+        const int64_t from = i * kPanel;
+        l.narrow(0, j, w)
+            .narrow(1, from, kPanel)
+            .copy_(at::mm(left.narrow(1, from, j - from), l.narrow(0, from, j - from).narrow(1, from, kPanel)));
+      });
+    }
+    corner.copy_(inverse.tril());
   }
 }
 
-}  // namespace
+// Turns a contiguous square matrix by half a turn: rows and columns in reverse order.
+void reverse_in_place(const Tensor& m) {
+  double* p = m.data_ptr<double>();
+  std::reverse(p, p + m.numel());
+}
 
-InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::string& what) {
-  const at::NoGradGuard no_grad;
-  const OneThread one;  // LAPACK's blocking, and so its rounding, depends on the number of threads
-  const Tensor full = to_square(h, what);
-  const int64_t n = full.size(0);
+// `fill` writes H with rows and columns reversed, at least its lower triangle.
+InverseFactor factor(const Tensor& diagonal, const std::function<void(Tensor&)>& fill, double damp,
+                     const std::string& what) {
+  const int64_t n = diagonal.size(0);
   InverseFactor result;
-  if (n == 0) {
-    result.upper = full.clone();
-    return result;
-  }
-  Tensor diagonal = full.diagonal().clone().contiguous();
-  if (!at::isfinite(full.sum()).item<bool>())
-    throw Failure(data_error(what + ": the second moments of its inputs hold NaN or infinity"));
+  result.damp = damp;
+  result.upper = at::empty({n, n}, at::kDouble);
+  if (n == 0) return result;
   const double* d = diagonal.const_data_ptr<double>();
   double sum = 0;
   for (int64_t j = 0; j < n; ++j) {
+    if (!std::isfinite(d[j])) throw Failure(data_error(what + ": the second moments of its inputs are not finite"));
     if (d[j] < 0) throw Failure(bug_error(what + ": second moments with a negative diagonal"));
     if (d[j] == 0) result.dead.push_back(j);
     sum += d[j];
@@ -83,20 +99,52 @@ InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::stri
   const int64_t alive = n - static_cast<int64_t>(result.dead.size());
   const double mean = alive > 0 ? sum / static_cast<double>(alive) : 1.0;
   // With P the reversal of order, P H P = L L^T gives H^-1 = U^T U with U = P L^-1 P: one factorisation, one inverse.
-  for (double tried = damp;; tried = tried > 0 ? tried * 10 : 1e-6) {
-    if (tried > 1)
+  for (;; result.damp = result.damp > 0 ? result.damp * 10 : 1e-6) {
+    if (result.damp > 1)
       throw Failure(
-          data_error(what + ": the second moments of its inputs stay indefinite at damping 1; are they broken?"));
-    Tensor work = full.flip({0, 1});
-    Tensor work_diagonal = work.diagonal();
-    for (const int64_t j : result.dead) work_diagonal[n - 1 - j].fill_(mean);
-    work_diagonal.add_(tried * mean);
+          data_error(what + ": the second moments of its inputs stay indefinite at damping 1; they are broken"));
+    Tensor& work = result.upper;
+    fill(work);
+    for (const int64_t j : result.dead) work[n - 1 - j][n - 1 - j] = mean;
+    work.diagonal().add_(result.damp * mean);
     if (!cholesky_in_place(work)) continue;
     invert_lower_in_place(work);
-    result.upper = work.flip({0, 1});
-    result.damp = tried;
+    reverse_in_place(work);
     return result;
   }
+}
+
+}  // namespace
+
+InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::string& what) {
+  const at::NoGradGuard no_grad;
+  const Tensor full = to_square(h, what);
+  if (!at::isfinite(full.sum()).item<bool>())
+    throw Failure(data_error(what + ": the second moments of its inputs are not finite"));
+  return factor(
+      full.diagonal().contiguous(),
+      [&](Tensor& work) {
+        work.copy_(full);
+        reverse_in_place(work);
+      },
+      damp, what);
+}
+
+InverseFactor upper_inverse_factor(const Moments& moments, double damp, const std::string& what) {
+  const at::NoGradGuard no_grad;
+  return factor(
+      moments.diagonal(),
+      [&](Tensor& work) {
+        const int64_t n = moments.width();
+        const double count = static_cast<double>(moments.count() > 0 ? moments.count() : 1);
+        int64_t from = 0;
+        for (const Tensor& panel : moments.panels()) {  // the upper triangle of H is the lower one of its reversal
+          const int64_t h = panel.size(0);
+          work.narrow(0, n - from - h, h).narrow(1, 0, n - from).copy_(panel.flip({0, 1})).div_(count);
+          from += h;
+        }
+      },
+      damp, what);
 }
 
 SquareRoot square_root(const Tensor& c, double floor, const std::string& what) {

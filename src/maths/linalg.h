@@ -1,10 +1,10 @@
-// Dense linear algebra in fp64 that several methods share. Each function runs on one thread, so its bits do not depend on
-// their number; do several matrices at once with parallel_tasks (tensor/parallel.h).
+// Dense linear algebra in fp64 that several methods share. The bits do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "maths/moments.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -20,6 +20,8 @@ struct InverseFactor {
 /// that it neither disturbs its neighbours nor is compensated by them. When the factorisation fails, damp grows
 /// tenfold, up to 1; then, or when H holds NaN or infinity, throws Failure naming `what`.
 InverseFactor upper_inverse_factor(const Tensor& h, double damp = 0.01, const std::string& what = "matrix");
+/// The same of E[x x^T], without making that matrix: beside `moments`, memory holds the result only.
+InverseFactor upper_inverse_factor(const Moments& moments, double damp = 0.01, const std::string& what = "matrix");
 
 /// Symmetric square root of a covariance and its inverse, from its eigenvectors.
 struct SquareRoot {

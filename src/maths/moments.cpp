@@ -59,6 +59,10 @@ void Moments::merge(const Moments& other) {
   count_ += other.count_;
 }
 
+void Moments::compact() {
+  for (Tensor& panel : panels_) panel = panel.to(at::kFloat);
+}
+
 Tensor Moments::sum_outer() const {
   Tensor full = at::empty({width_, width_}, at::kDouble);
   for (size_t k = 0; k < panels_.size(); ++k) {
@@ -77,7 +81,7 @@ Tensor Moments::second() const { return sum_outer().div_(static_cast<double>(cou
 
 Tensor Moments::diagonal() const {
   std::vector<Tensor> parts;
-  for (const Tensor& panel : panels_) parts.push_back(panel.diagonal());
+  for (const Tensor& panel : panels_) parts.push_back(panel.diagonal().to(at::kDouble));
   const Tensor all = parts.empty() ? at::zeros({0}, at::kDouble) : at::cat(parts);
   return all / static_cast<double>(count_ > 0 ? count_ : 1);
 }

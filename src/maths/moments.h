@@ -26,6 +26,8 @@ class Moments {
   /// x: [tokens, width] fp32. Throws Failure when a value is not finite. With `in_turn` the width must be set already.
   void add(const Tensor& x, const InTurn& in_turn = {});
   void merge(const Moments& other);
+  /// Rounds the panels to fp32, at the end of a collection: half the memory, and an error far below that of sampling.
+  void compact();
 
   int64_t count() const { return count_; }
   int64_t width() const { return width_; }
@@ -43,7 +45,7 @@ class Moments {
   /// sum x x^T, assembled, [width, width] fp64.
   Tensor sum_outer() const;
 
-  /// Raw sums, for the statistics cache. Panel k: [rows k * 256 …, columns k * 256 … width) fp64.
+  /// Raw sums, for the statistics cache. Panel k: [rows k * 256 …, columns k * 256 … width) fp64, fp32 once compact.
   const std::vector<Tensor>& panels() const { return panels_; }
   const Tensor& sum() const { return sum_; }
   const Tensor& sum_abs() const { return sum_abs_; }

@@ -128,13 +128,18 @@ LmBlock LmBlock::load(const LmWeights& weights, int64_t layer, at::Device device
   block.layer_ = layer;
   block.prefix_ = layer_prefix(layer);
   block.linears_ = block_linears(block.config_, layer);
-  for (const TensorSpec& spec : expected_tensors(block.config_)) {
-    if (spec.name.compare(0, block.prefix_.size(), block.prefix_) != 0) continue;
+  std::vector<TensorSpec> specs;
+  for (TensorSpec& spec : expected_tensors(block.config_))
+    if (spec.name.compare(0, block.prefix_.size(), block.prefix_) == 0) specs.push_back(std::move(spec));
+  std::vector<Tensor> values(specs.size());
+  parallel_tasks(static_cast<int64_t>(specs.size()), [&](int64_t i) {
+    const TensorSpec& spec = specs[static_cast<size_t>(i)];
     const Tensor t = weights.tensor(spec.name);
     if (t.sizes() != at::IntArrayRef(spec.shape))
       throw Failure(data_error("tensor '" + spec.name + "' does not have the shape that the configuration asks for"));
-    block.weights_[spec.name] = t.to(device);
-  }
+    values[static_cast<size_t>(i)] = t.to(device);
+  });
+  for (size_t i = 0; i < specs.size(); ++i) block.weights_[specs[i].name] = values[i];
   return block;
 }
 

@@ -363,6 +363,12 @@ TEST(CalibrationCache, SpillsToFiles) {
   expect_same(expected, everything(*calibrate(*f.weights(), tokens, options), f.config));
 }
 
+// As the calibrator hands moments out.
+Tensor compacted(Moments m) {
+  m.compact();
+  return m.second();
+}
+
 TEST_P(Calibrate, SessionWithoutChangesEqualsTheCalibrator) {
   at::set_num_threads(2);
   const Fixture f(GetParam());
@@ -380,15 +386,15 @@ TEST_P(Calibrate, SessionWithoutChangesEqualsTheCalibrator) {
     ASSERT_EQ(found.size(), expected.inputs.size());
     for (const auto& [input, s] : found) {
       const Moments& m = expected.inputs.find(input)->second;
-      EXPECT_TRUE(at::equal(s.fp.second(), m.second())) << input;
-      EXPECT_TRUE(at::equal(s.prefix.second(), m.second())) << input;
+      EXPECT_TRUE(at::equal(compacted(s.fp), m.second())) << input;
+      EXPECT_TRUE(at::equal(compacted(s.prefix), m.second())) << input;
       EXPECT_EQ(s.cross.defined(), !input.starts_with("expert.")) << input;
-      EXPECT_TRUE(!s.cross.defined() || relative_gap(s.cross, m.second()) < 1e-6) << input;
+      EXPECT_TRUE(!s.cross.defined() || relative_gap(s.cross, m.second()) < 1e-5) << input;
     }
   }
   EXPECT_EQ(layer, f.config.layers);
   const auto head = session.head_input({true, true, true});
-  EXPECT_TRUE(at::equal(head.prefix.second(), statistics->ends().head_input.second()));
+  EXPECT_TRUE(at::equal(compacted(head.prefix), statistics->ends().head_input.second()));
   EXPECT_FALSE(session.next());
 }
 
@@ -415,13 +421,14 @@ TEST_P(Calibrate, SessionCarriesTheCompressedPrefix) {
     for (const auto& [input, width] : block_inputs(f.config)) {
       const auto found = session.collect({input}, {true, true, true});
       const BlockSession::InputStatistics& s = found.find(input)->second;
-      EXPECT_TRUE(at::equal(s.fp.second(), fp->block(layer).inputs.find(input)->second.second())) << input;
-      EXPECT_TRUE(at::equal(s.prefix.second(), prefix->block(layer).inputs.find(input)->second.second())) << input;
+      EXPECT_TRUE(at::equal(compacted(s.fp), fp->block(layer).inputs.find(input)->second.second())) << input;
+      EXPECT_TRUE(at::equal(compacted(s.prefix), prefix->block(layer).inputs.find(input)->second.second())) << input;
       for (const LmLinear& l : session.block().linears())
         if (l.input == input) session.replace(l.name, changed[l.name]);
     }
   }
-  EXPECT_TRUE(at::equal(session.head_input({false, true, false}).prefix.second(), prefix->ends().head_input.second()));
+  EXPECT_TRUE(
+      at::equal(compacted(session.head_input({false, true, false}).prefix), prefix->ends().head_input.second()));
 }
 
 TEST(BlockSession, CrossMomentsEqualTheDirectProduct) {

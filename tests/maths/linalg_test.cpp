@@ -61,6 +61,16 @@ TEST(UpperInverseFactor, DampingGrowsUntilItWorks) {
   EXPECT_TRUE(at::isfinite(f.upper).all().item<bool>());
 }
 
+TEST(UpperInverseFactor, OfMomentsIsThatOfTheirMatrix) {
+  for (const int64_t n : {5, 256, 700}) {
+    Moments m;
+    m.add(random_matrix(2 * n, n, 6).to(at::kFloat));
+    EXPECT_TRUE(at::equal(upper_inverse_factor(m).upper, upper_inverse_factor(m.second()).upper)) << n;
+    m.compact();
+    EXPECT_TRUE(at::equal(upper_inverse_factor(m).upper, upper_inverse_factor(m.second()).upper)) << n;
+  }
+}
+
 TEST(LinearAlgebra, SameBitsForAnyNumberOfThreads) {
   const Tensor h = covariance(700, 4), w = random_matrix(40, 700, 9);
   Tensor factor, root, a;

@@ -57,6 +57,12 @@ TEST(Moments, MergeEqualsOnePass) {
   EXPECT_EQ(gap(copy.diagonal(), all.second().diagonal()), 0);
   const Moments again = Moments::from_sums(60, all.sum_outer(), all.sum(), all.sum_abs(), all.max_abs());
   EXPECT_EQ(gap(again.second(), all.second()), 0);
+  Moments small = all;
+  small.compact();
+  EXPECT_LT(gap(small.second(), all.second()), 1e-6);
+  EXPECT_GT(gap(small.second(), all.second()), 0);
+  EXPECT_EQ(small.panels()[0].scalar_type(), at::kFloat);
+  EXPECT_EQ(all.panels()[0].scalar_type(), at::kDouble);
 }
 
 TEST(Moments, RefusesBrokenInput) {
