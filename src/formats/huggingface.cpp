@@ -114,9 +114,9 @@ Result<HfModel> open_huggingface(const std::string& path, const Limits& limits) 
   return model;
 }
 
-Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
-                         const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
-                         bool overwrite) {
+Status write_huggingface_folder(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer,
+                                DType type, const json& more_config,
+                                const std::function<Status(const std::string& file)>& write_weights, bool overwrite) {
   if (type != DType::f32 && type != DType::f16 && type != DType::bf16)
     return bug_error("write_huggingface: type should be f32, f16 or bf16");
   std::string target = folder;
@@ -131,29 +131,10 @@ Status write_huggingface(const std::string& folder, const LmConfig& config, cons
   if (!fs::create_directories(part.path(), error))
     return user_error(target + ": cannot write here: " + error.message());
 
-  const auto specs = expected_tensors(config);
-  std::vector<SafetensorsDecl> decls;
-  for (const auto& s : specs) decls.push_back({s.name, type, s.shape});
-  PITH_ASSIGN(auto writer,
-              SafetensorsWriter::create(part.path() + "/model.safetensors", decls, {{"format", "pt"}}, true));
-  std::vector<float> values;
-  std::vector<std::byte> bytes;
-  for (const auto& s : specs) {
-    const int64_t cols = s.shape.back(), total = s.shape.size() > 1 ? s.shape[0] : 1;
-    const int64_t step = std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, cols));
-    for (int64_t r = 0; r < total; r += step) {
-      const int64_t end = std::min(total, r + step);
-      const auto n = static_cast<size_t>((end - r) * cols);
-      values.resize(n);
-      bytes.resize(n * dtype_size(type));
-      PITH_TRY(rows(s, r, end, values.data()));
-      from_float(type, values.data(), static_cast<int64_t>(n), bytes.data());
-      PITH_TRY(writer.write(bytes));
-    }
-  }
-  PITH_TRY(writer.finish());
+  PITH_TRY(write_weights(part.path() + "/model.safetensors"));
 
   json out = lm_config_to_hf(config);
+  out.update(more_config);
   out["torch_dtype"] = type == DType::f32 ? "float32" : type == DType::f16 ? "float16" : "bfloat16";
   // Always said, if only to say "none": the configuration classes would put their own ids in.
   json generation = json::object();
@@ -188,6 +169,34 @@ Status write_huggingface(const std::string& folder, const LmConfig& config, cons
   if (error) return user_error(target + ": cannot rename into place: " + error.message());
   part.keep();
   return {};
+}
+
+Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
+                         const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
+                         bool overwrite) {
+  const auto specs = expected_tensors(config);
+  std::vector<SafetensorsDecl> decls;
+  for (const auto& s : specs) decls.push_back({s.name, type, s.shape});
+  const auto write_weights = [&](const std::string& file) -> Status {
+    PITH_ASSIGN(auto writer, SafetensorsWriter::create(file, decls, {{"format", "pt"}}, true));
+    std::vector<float> values;
+    std::vector<std::byte> bytes;
+    for (const auto& s : specs) {
+      const int64_t cols = s.shape.back(), total = s.shape.size() > 1 ? s.shape[0] : 1;
+      const int64_t step = std::max<int64_t>(1, (int64_t{1} << 20) / std::max<int64_t>(1, cols));
+      for (int64_t r = 0; r < total; r += step) {
+        const int64_t end = std::min(total, r + step);
+        const auto n = static_cast<size_t>((end - r) * cols);
+        values.resize(n);
+        bytes.resize(n * dtype_size(type));
+        PITH_TRY(rows(s, r, end, values.data()));
+        from_float(type, values.data(), static_cast<int64_t>(n), bytes.data());
+        PITH_TRY(writer.write(bytes));
+      }
+    }
+    return writer.finish();
+  };
+  return write_huggingface_folder(folder, config, tokenizer, type, json::object(), write_weights, overwrite);
 }
 
 }  // namespace pith

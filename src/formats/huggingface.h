@@ -5,6 +5,7 @@
 #include <pith/result.h>
 
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,5 +41,11 @@ Result<HfModel> open_huggingface(const std::string& path, const Limits& limits);
 Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
                          const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
                          bool overwrite);
+
+/// The same with weights of any layout: `write_weights` writes model.safetensors at the path it is given; `type` is
+/// what config.json says of plain tensors; the members of `more_config` (quantization_config) are added to config.json.
+Status write_huggingface_folder(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer,
+                                DType type, const nlohmann::json& more_config,
+                                const std::function<Status(const std::string& file)>& write_weights, bool overwrite);
 
 }  // namespace pith
