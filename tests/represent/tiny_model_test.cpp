@@ -26,7 +26,8 @@ LmConfig tiny_config(const std::string& architecture) {
   if (architecture == "qwen3" || architecture == "gemma3") c.qk_norm = true;
   if (architecture == "smollm3") {
     c.tied_embeddings = true;
-    c.no_rope_layers = {0, 1};
+    c.layers = 4;  // every fourth has no RoPE
+    c.no_rope_layers = {0, 0, 0, 1};
   }
   if (architecture == "gemma2" || architecture == "gemma3") {
     c.tied_embeddings = c.norm_plus_one = c.post_norms = true;
