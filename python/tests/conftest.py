@@ -32,7 +32,7 @@ def write_safetensors(path, tensors):
 
 def make_model(folder, seed=0):
     rng = np.random.default_rng(seed)
-    vocab = {c: i for i, c in enumerate(byte_characters())}
+    vocab = {c: i for i, c in enumerate(byte_characters())} | {"th": 256}  # a tokenizer without merges is refused
     specials = ["<|im_start|>", "<|im_end|>"]
     rows = len(vocab) + len(specials)
     head = HIDDEN // HEADS
@@ -69,7 +69,7 @@ def make_model(folder, seed=0):
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []}}))
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": ["t h"]}}))
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "eos_token": "<|im_end|>", "chat_template":
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
