@@ -15,10 +15,7 @@ if [ ! -f "$out" ] || [ ! -f demo/report.html ] || [ ! -f demo/report.json ]; th
   "$pith" compress "$model" --size 60MB -o "$out" --report demo/report.html --force
 fi
 "$pith" verify "$out" >/dev/null
-python3 - demo/report.json "$model" "$out" <<'PY'
-import json, os, sys
-report, model, out = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3]
-PY
+python3 scripts/demo_table.py demo/report.json
 question="Why is the sky blue? Answer in two sentences."
 for file in "$model" "$out"; do
   echo; echo "--- $(basename "$file"): $question"
