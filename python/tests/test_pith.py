@@ -39,7 +39,7 @@ def test_rows_and_sections(tiny):
     assert [s.dtype for s in sections] == ["F16"]
     np.testing.assert_array_equal(sections[0].array.reshape(-1), tensors[name].reshape(-1))
     assert not sections[0].array.flags.writeable
-    assert tensor.kind == tensor.tree["kind"]
+    assert tensor.kind == tensor.tree["node"]
 
 
 def test_arrays_outlive_the_model(tiny):

@@ -78,7 +78,7 @@ class Cache:
     """Downloads each package once; remembers the hash of what was read."""
 
     def __init__(self, folder, mirrors):
-        self.folder, self.mirrors, self.hashes = folder, mirrors, {}
+        self.folder, self.mirrors, self.hashes, self.licences = folder, mirrors, {}, {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def deb(self, name):
@@ -89,6 +89,7 @@ class Cache:
             run("apt-get", "download", "-qq", name, cwd=box)
             run("dpkg", "-x", str(next(box.glob(f"{name}_*.deb"))), str(out))
         self.remember(f"Debian {name}", next((self.folder / "debs").glob(f"{name}_*.deb")))
+        self.licences[name] = out / "usr/share/doc" / name / "copyright"
         return out
 
     def pypi(self, name, sdist=False):
@@ -102,6 +103,9 @@ class Cache:
             run(*(["tar", "xzf", str(archive), "-C", str(out)] if archive.name.endswith(".gz") else
                   [sys.executable, "-m", "zipfile", "-e", str(archive), str(out)]))
         self.remember(f"PyPI {name}", next((self.folder / f"{name}-archive").iterdir()))
+        found = sorted(p for p in out.rglob("*") if re.fullmatch(r"LICEN[CS]E(\.txt|\.md)?", p.name))
+        if found:
+            self.licences[name] = found[0]
         return out
 
     def git(self, repository, commit):
@@ -118,6 +122,7 @@ class Cache:
             run("git", "-C", str(source), "archive", "-o", str(archive), commit, "modules", "LICENSE")
             run("tar", "xf", str(archive), "-C", str(out))
         self.hashes[f"git {repository}"] = commit
+        self.licences[name] = out / "LICENSE"
         return out
 
     def remember(self, label, path):
@@ -537,7 +542,8 @@ def main():
     with open(ROOT / "data/calibration/LICENCES.md", "w") as out:
         out.write("# Where the calibration and held-out texts come from\n\nWritten by `recipes/calibration-text/make.py`; "
                   "do not edit. Every text may be used and passed on under the licence named here; passages were "
-                  "cut out, re-wrapped and freed of markup, nothing else was changed.\n\n"
+                  "cut out, re-wrapped and freed of markup, nothing else was changed. The packages' own licence texts are in "
+                  "`licences/`.\n\n"
                   "| for | domain | source | bytes | licence | attribution |\n|---|---|---|---|---|---|\n")
         for use, domain, source, size in sorted(rows, key=lambda r: (r[0] != "calibration", r[1], r[2])):
             out.write(f"| {use} | {domain} | {source} | {size} | {SOURCES[source][1]} | {SOURCES[source][2]} |\n")
@@ -546,6 +552,13 @@ def main():
                   "| package or repository | sha256 or commit |\n|---|---|\n")
         for name, digest in sorted(cache.hashes.items()):
             out.write(f"| {name} | `{digest}` |\n")
+    licences = ROOT / "data/calibration/licences"
+    licences.mkdir(exist_ok=True)
+    for old in licences.iterdir():
+        old.unlink()
+    for name, path in sorted(cache.licences.items()):
+        if path.exists():  # libpython3.11-stdlib has none of its own; python3.11-doc has the same one
+            (licences / f"{name}.txt").write_bytes(path.read_bytes())
     print(f"calibration {len(calibration.encode())} bytes, packed {len(packed.stdout)}; held out: "
           + ", ".join(f"{d} {len(chr(10).join(t).encode())}" for d, t in heldout.items()), file=sys.stderr)
 
