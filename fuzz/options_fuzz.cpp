@@ -1,6 +1,5 @@
-#include "plan/options.h"
-
 #include "fuzz.h"
+#include "plan/options.h"
 #include "runtime/method.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

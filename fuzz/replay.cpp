@@ -28,9 +28,15 @@ Input mutate(const Input& seed, std::mt19937_64& random) {
   const uint64_t changes = 1 + random() % 4;
   for (uint64_t i = 0; i < changes; ++i) {
     switch (random() % 5) {
-      case 0: out[place()] ^= static_cast<uint8_t>(1u << (random() % 8)); break;
-      case 1: out[place()] = static_cast<uint8_t>(random()); break;
-      case 2: out[place()] = random() % 2 != 0 ? 0xff : 0; break;
+      case 0:
+        out[place()] ^= static_cast<uint8_t>(1u << (random() % 8));
+        break;
+      case 1:
+        out[place()] = static_cast<uint8_t>(random());
+        break;
+      case 2:
+        out[place()] = random() % 2 != 0 ? 0xff : 0;
+        break;
       case 3: {  // a stretch of 0xff: lengths that cannot be
         const size_t at = place();
         std::fill(out.begin() + static_cast<std::ptrdiff_t>(at),

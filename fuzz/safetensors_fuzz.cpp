@@ -1,17 +1,31 @@
 #include "formats/safetensors.h"
-
 #include "fuzz.h"
+#include "input.h"
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace pith;  // NOLINT(google-build-using-namespace)
-  const auto file = SafetensorsFile::parse(fuzz_bytes(data, size), "fuzz.safetensors", Limits{});
+namespace pith {
+
+int fuzz_safetensors(const uint8_t* data, size_t size) {
+  const auto file = SafetensorsFile::parse(input_bytes(data, size), "input", {});
   if (!file.ok()) return 0;
-  for (const SafetensorsEntry& entry : (*file).entries()) {
-    const Bytes raw = (*file).data(entry);
-    const auto count = static_cast<int64_t>(raw.size() / dtype_size(entry.type));
-    std::vector<float> values(static_cast<size_t>(count));
-    to_float(entry.type, raw.data(), count, values.data());
-    fuzz_use(values);
+  uint64_t total = file->header_bytes();
+  std::vector<SafetensorsDecl> decls;
+  for (const auto& e : file->entries()) {
+    touch(file->data(e));
+    require(file->find(e.name) == &e);
+    total += e.bytes;
+    decls.push_back({e.name, e.type, e.shape});
   }
+  require(total == size);  // no holes
+  // The writer's header of the same entries is read as the same entries.
+  auto header = safetensors_header(decls, file->metadata());
+  require(header.ok());
+  header->resize(header->size() + (size - file->header_bytes()));
+  const auto again = SafetensorsFile::parse(
+      input_bytes(reinterpret_cast<const uint8_t*>(header->data()), header->size()), "again", {});
+  require(again.ok() && again->entries().size() == decls.size());
   return 0;
 }
+
+}  // namespace pith
+
+PITH_FUZZ_TARGET(fuzz_safetensors)
