@@ -3,12 +3,11 @@
 #include "formats/json_text.h"
 #include "formats/lm_config.h"
 #include "fuzz.h"
-#include "input.h"
 
 namespace pith {
 
-int fuzz_config(const uint8_t* data, size_t size) {
-  const auto json = parse_json(input_text(data, size), "input", {});
+static int run(const uint8_t* data, size_t size) {
+  const auto json = parse_json(fuzz_text(data, size), "input", {});
   if (!json.ok()) return 0;
   const auto config = lm_config_from_hf(*json);
   if (!config.ok()) return 0;
@@ -23,4 +22,4 @@ int fuzz_config(const uint8_t* data, size_t size) {
 
 }  // namespace pith
 
-PITH_FUZZ_TARGET(fuzz_config)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return pith::run(data, size); }

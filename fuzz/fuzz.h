@@ -1,26 +1,45 @@
-// Entry points that must survive any bytes: no crash, no hang, no allocation out of proportion to the input. libFuzzer
-// calls them (`make fuzz`), and tests/formats/fuzz_replay_test.cpp replays the corpus and mutations without an engine.
+// What every target shares. A target returns 0 for any bytes; crashing, hanging or allocating what a header merely
+// claims is the fault it looks for.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/limits.h"
+#include "formats/bytes.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace pith {
 
-int fuzz_gguf(const uint8_t* data, size_t size);         ///< a GGUF file
-int fuzz_safetensors(const uint8_t* data, size_t size);  ///< a safetensors file
-int fuzz_tokenizer(const uint8_t* data, size_t size);    ///< tokenizer.json, or a packed tokenizer after a byte 1
-int fuzz_config(const uint8_t* data, size_t size);       ///< config.json
-int fuzz_pith(const uint8_t* data, size_t size);  ///< a .pith file, or after a byte 1: manifest JSON, newline, data
-int fuzz_plan(const uint8_t* data, size_t size);  ///< plan JSON
+/// A copy of the input with a length of its own, so that reading past its end is seen.
+inline Bytes fuzz_bytes(const uint8_t* data, size_t size) {
+  return Bytes::own(std::vector<std::byte>(reinterpret_cast<const std::byte*>(data),
+                                           reinterpret_cast<const std::byte*>(data) + size));
+}
+
+inline std::string_view fuzz_text(const uint8_t* data, size_t size) {
+  return {reinterpret_cast<const char*>(data), size};
+}
+
+/// Keeps the compiler from dropping what was read.
+template <class T>
+inline void fuzz_use(const T& value) {
+  asm volatile("" : : "g"(&value) : "memory");
+}
+
+/// Reads every byte of `data`, so that a range that is not there is noticed.
+inline void touch(const Bytes& data) {
+  unsigned sum = 0;
+  for (const std::byte b : data.view) sum += static_cast<unsigned>(b);
+  fuzz_use(sum);
+}
+
+/// A property that must hold whatever the input was.
+inline void require(bool good) {
+  if (!good) __builtin_trap();
+}
 
 }  // namespace pith
-
-// Under libFuzzer (-DPITH_LIBFUZZER) a file is a program of its own.
-#ifdef PITH_LIBFUZZER
-#define PITH_FUZZ_TARGET(function)                                         \
-  extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size); \
-  extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return pith::function(data, size); }
-#else
-#define PITH_FUZZ_TARGET(function)
-#endif

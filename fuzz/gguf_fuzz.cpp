@@ -1,13 +1,12 @@
 #include "formats/gguf.h"
 #include "formats/gguf_model.h"
 #include "fuzz.h"
-#include "input.h"
 
 namespace pith {
 
-int fuzz_gguf(const uint8_t* data, size_t size) {
+static int run(const uint8_t* data, size_t size) {
   const Limits limits;
-  const auto file = GgufFile::parse(input_bytes(data, size), "input", limits);
+  const auto file = GgufFile::parse(fuzz_bytes(data, size), "input", limits);
   if (!file.ok()) return 0;
   for (const auto& [key, value] : file->metadata().items()) {
     require(file->metadata().find(key) != nullptr);
@@ -37,4 +36,4 @@ int fuzz_gguf(const uint8_t* data, size_t size) {
 
 }  // namespace pith
 
-PITH_FUZZ_TARGET(fuzz_gguf)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return pith::run(data, size); }

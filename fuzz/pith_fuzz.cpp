@@ -8,7 +8,6 @@
 #include "formats/pith_file.h"
 #include "formats/tokenizer_spec.h"
 #include "fuzz.h"
-#include "input.h"
 #include "represent/node.h"
 
 namespace pith {
@@ -46,9 +45,9 @@ std::string wrap(std::string_view manifest, std::string_view data) {
 
 }  // namespace
 
-int fuzz_pith(const uint8_t* data, size_t size) {
+static int run(const uint8_t* data, size_t size) {
   const Limits limits;
-  std::string text(input_text(data, size));
+  std::string text(fuzz_text(data, size));
   const bool wrapped = !text.empty() && text[0] == 1;
   if (wrapped) {
     const size_t end = std::min(text.find('\n'), text.size());
@@ -56,7 +55,7 @@ int fuzz_pith(const uint8_t* data, size_t size) {
         wrap(std::string_view(text).substr(1, end - 1), std::string_view(text).substr(std::min(end + 1, text.size())));
   }
   const auto file =
-      PithFile::parse(input_bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size()), "input", limits);
+      PithFile::parse(fuzz_bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size()), "input", limits);
   if (!file.ok()) return 0;
   require(file->verify().ok() || !wrapped);
   const FileSections sections(*file);
@@ -81,4 +80,4 @@ int fuzz_pith(const uint8_t* data, size_t size) {
 
 }  // namespace pith
 
-PITH_FUZZ_TARGET(fuzz_pith)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return pith::run(data, size); }

@@ -1,6 +1,7 @@
 // Runs a fuzz target without an engine: replay CORPUS_DIR [ROUNDS]. Each seed as it is, cut at every 1/64, then ROUNDS
 // variants with flipped bits, changed bytes and copied stretches (a fixed seed), then random bytes behind the first
-// bytes of each seed. A fault ends the process; memory is limited, so that a huge allocation is one.
+// bytes of each seed. A fault ends the process; memory is limited, so that a huge allocation is one, and no single
+// allocation may be out of proportion to the input.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -19,7 +21,17 @@ namespace {
 
 using Input = std::vector<uint8_t>;
 
-void run(const Input& input) { LLVMFuzzerTestOneInput(input.data(), input.size()); }
+size_t largest_allocation = 0;  // through operator new since it was last set to 0
+
+// 16 MiB are free: tables that any tokenizer or codebook needs.
+void run(const Input& input) {
+  largest_allocation = 0;
+  LLVMFuzzerTestOneInput(input.data(), input.size());
+  if (largest_allocation > (size_t{16} << 20) + 1024 * input.size()) {
+    std::fprintf(stderr, "an input of %zu bytes led to an allocation of %zu\n", input.size(), largest_allocation);
+    std::abort();
+  }
+}
 
 Input mutate(const Input& seed, std::mt19937_64& random) {
   Input out = seed;
@@ -54,6 +66,15 @@ Input mutate(const Input& seed, std::mt19937_64& random) {
 }
 
 }  // namespace
+
+// noinline: GCC sees malloc and free on both sides of a container otherwise, and warns.
+[[gnu::noinline]] void* operator new(size_t n) {
+  largest_allocation = std::max(largest_allocation, n);
+  if (void* p = std::malloc(n > 0 ? n : 1)) return p;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 int main(int argc, char** argv) {
   if (argc < 2) {

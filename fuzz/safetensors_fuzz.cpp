@@ -1,11 +1,10 @@
 #include "formats/safetensors.h"
 #include "fuzz.h"
-#include "input.h"
 
 namespace pith {
 
-int fuzz_safetensors(const uint8_t* data, size_t size) {
-  const auto file = SafetensorsFile::parse(input_bytes(data, size), "input", {});
+static int run(const uint8_t* data, size_t size) {
+  const auto file = SafetensorsFile::parse(fuzz_bytes(data, size), "input", {});
   if (!file.ok()) return 0;
   uint64_t total = file->header_bytes();
   std::vector<SafetensorsDecl> decls;
@@ -20,12 +19,12 @@ int fuzz_safetensors(const uint8_t* data, size_t size) {
   auto header = safetensors_header(decls, file->metadata());
   require(header.ok());
   header->resize(header->size() + (size - file->header_bytes()));
-  const auto again = SafetensorsFile::parse(
-      input_bytes(reinterpret_cast<const uint8_t*>(header->data()), header->size()), "again", {});
+  const auto again =
+      SafetensorsFile::parse(fuzz_bytes(reinterpret_cast<const uint8_t*>(header->data()), header->size()), "again", {});
   require(again.ok() && again->entries().size() == decls.size());
   return 0;
 }
 
 }  // namespace pith
 
-PITH_FUZZ_TARGET(fuzz_safetensors)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) { return pith::run(data, size); }
