@@ -147,6 +147,7 @@ bool Terminal::step(const ProgressEvent& event) {
     std::string numbers = fmt::format("{}/{}", event.done, event.total);
     if (rate > 0) numbers += "  " + print_rate(rate);
     numbers += last ? "  in " + print_duration(seconds) : rate > 0 ? "  " + print_duration(left) + " left" : "";
+    const bool stays = last && seconds >= 1;  // a stage that took no time is not worth a line
     if (s.device.tty) {
       if (now - s.last_shown >= 0.1 || last) {
         std::string line = fmt::format("{:<10} {} {:3.0f} %  {}  ", event.stage, bar(share, 24), share * 100, numbers);
@@ -156,13 +157,13 @@ bool Terminal::step(const ProgressEvent& event) {
         std::fprintf(s.device.out, "\r%s\x1b[K", line.c_str());
         s.bar_visible = true;
         s.last_shown = now;
-        if (last) {  // a finished stage stays on the screen
+        if (stays) {
           std::fputc('\n', s.device.out);
           s.bar_visible = false;
         }
         std::fflush(s.device.out);
       }
-    } else if (now - s.last_shown >= 10 || last) {
+    } else if (now - s.last_shown >= 10 || stays) {
       std::fprintf(s.device.out, "%s: %s%s%s\n", std::string(event.stage).c_str(), numbers.c_str(),
                    event.unit.empty() || last ? "" : "  ", last ? "" : std::string(event.unit).c_str());
       std::fflush(s.device.out);

@@ -33,11 +33,11 @@ struct KnapsackAnswer {
 /// answer. When nothing fits, the error says the possible range. `max_states` bounds memory (about 40 bytes each) and
 /// time; when it is hit the best answer found and its bound come back with optimal = false.
 Result<KnapsackAnswer> best_for_bytes(std::span<const KnapsackUnit> units, uint64_t budget,
-                                      uint64_t max_states = 4'000'000);
+                                      uint64_t max_states = 1'000'000);
 
 /// Fewest bytes with a total loss of at most `max_loss`.
 Result<KnapsackAnswer> best_for_loss(std::span<const KnapsackUnit> units, double max_loss,
-                                     uint64_t max_states = 4'000'000);
+                                     uint64_t max_states = 1'000'000);
 
 /// The sizes that can be asked for: all options smallest, and all options of least loss.
 struct KnapsackRange {

@@ -62,9 +62,7 @@ Result<std::string> read_named_text(std::string_view path_or_builtin, uint64_t m
     if (held.domain == name) return std::string(held.text);
     known.emplace_back(held.domain);
   }
-  std::string near;
-  for (const std::string& other : nearest_names(name, known)) near += (near.empty() ? "" : ", ") + other;
-  return user_error(fmt::format("there is no built-in text '{}'; did you mean: {}?", name, near));
+  return user_error(fmt::format("there is no built-in text '{}'{}", name, did_you_mean(name, known)));
 }
 
 }  // namespace pith

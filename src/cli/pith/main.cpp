@@ -21,9 +21,14 @@ const pith::Command kCommands[] = {
     {"quantize", kMake, "Run one quantization method on purpose", nullptr},
     {"factorize", kMake, "Run one low-rank method on purpose", nullptr},
     {"prune", kMake, "Run one pruning method on purpose", nullptr},
+    {"train", kMake, "Train the small models of recipes/", nullptr},
+    {"generate", kUse, "Write an answer to a prompt", pith::generate_command},
+    {"export", kUse, "Write a model for other programs (GGUF, Hugging Face)", pith::export_command},
+    {"inspect", kLook, "Show what a model file holds, tensor by tensor", pith::inspect_command},
+    {"verify", kLook, "Check a model file: checksums and all invariants", pith::verify_command},
+    {"eval", kLook, "Measure perplexity, or the distance to another model", pith::eval_command},
     {"methods", kLook, "List methods, or show one with its options", pith::methods_command},
     {"claim", kLook, "Rerun a paper's central claim, seeded, and compare with the ledger", nullptr},
-    {"train", kMake, "Train the small models of recipes/", nullptr},
 };
 
 /// pith-engine beside this program, or where PITH_ENGINE says.
