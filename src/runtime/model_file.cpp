@@ -263,6 +263,13 @@ Result<Model> open_model(const std::string& path, const Limits& limits) {
   return model;
 }
 
+Result<Model> parse_pith(Bytes file, const std::string& label, const Limits& limits) {
+  PITH_ASSIGN(const PithFile parsed, PithFile::parse(std::move(file), label, limits));
+  auto model = model_of_pith(parsed, label, limits);
+  if (model.ok()) PITH_TRY(check_model(*model).context(label));
+  return model;
+}
+
 // ---- GGUF out -----------------------------------------------------------------------------------
 
 namespace {

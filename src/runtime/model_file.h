@@ -21,6 +21,9 @@ Result<ModelKind> sniff(const std::string& path);
 /// turned back into the canonical form. The result passes check_model.
 Result<Model> open_model(const std::string& path, const Limits& limits = {});
 
+/// A `.pith` file in memory; `label` stands in error messages.
+Result<Model> parse_pith(Bytes file, const std::string& label, const Limits& limits = {});
+
 /// One file with everything: trees, configuration, tokenizer, plan, report, checksums.
 Status write_pith(const Model& model, const std::string& path, bool overwrite);
 /// The exact size of that file, in bytes.
