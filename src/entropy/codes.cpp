@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/checked.h"
+#include "base/hash.h"
 
 namespace pith {
 
@@ -207,7 +208,9 @@ BitReport RansCodes::bits() const {
 nlohmann::json RansCodes::serialize(const std::string& prefix, SectionSink& sink) const {
   auto tables = model_->serialize();
   const auto size = static_cast<int64_t>(tables.size());
-  const std::string shared = sink.add_shared("rans", DType::u8, {size}, Bytes::own(std::move(tables)));
+  // The key says which tables: matrices out of two builders may meet in one model.
+  const std::string key = "rans-" + hash_hex(tables).substr(0, 8);
+  const std::string shared = sink.add_shared(key, DType::u8, {size}, Bytes::own(std::move(tables)));
   sink.add(prefix + ".codes", DType::u8, {static_cast<int64_t>(stream_.size())}, stream_);
   return {{"codes", "rans"}, {"section", prefix + ".codes"}, {"tables", shared}};
 }
@@ -251,10 +254,15 @@ Status RansCodes::parse_stream(const Limits&) {
   const auto chunk_codes = checked_mul(static_cast<uint64_t>(chunk_rows_), static_cast<uint64_t>(cols_));
   if (!chunk_codes || (chunk_rows_ > 1 && *chunk_codes > 4u * kChunkCodes))
     return data_error("entropy-coded codes: chunks of " + std::to_string(chunk_rows_) + " rows are too long");
-  if (!get_side(*model_, in, rows_, classes_.row) || !get_side(*model_, in, cols_, classes_.col))
-    return data_error("entropy-coded codes: broken row or column classes");
+  // Every chunk has a length and at least one coder state: together with the bounds on columns and rows this keeps the
+  // arrays of classes in proportion, whatever rows and columns the tree claims.
   const auto chunks = ceil_div(static_cast<uint64_t>(rows_), static_cast<uint64_t>(chunk_rows_));
   if (chunks > stream_.size()) return data_error("entropy-coded codes: cut short");
+  if (rows_ > int64_t{1} << 26 || cols_ > int64_t{1} << 24)
+    return data_error("entropy-coded codes: a matrix of " + std::to_string(rows_) + " x " + std::to_string(cols_) +
+                      " is too large");
+  if (!get_side(*model_, in, rows_, classes_.row) || !get_side(*model_, in, cols_, classes_.col))
+    return data_error("entropy-coded codes: broken row or column classes");
   std::vector<uint64_t> length(chunks);
   for (uint64_t& l : length) l = in.varint();
   if (in.failed) return data_error("entropy-coded codes: broken chunk lengths");

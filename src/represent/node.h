@@ -43,7 +43,8 @@ class SectionSink {
  public:
   virtual ~SectionSink() = default;
   virtual void add(std::string name, DType type, std::vector<int64_t> shape, Bytes data) = 0;
-  /// A section that several nodes use (probability tables of a whole model): written once for each distinct `key`.
+  /// A section that several nodes use (probability tables of a whole model): written once for each distinct `key`, so
+  /// the key must tell different contents apart (a hash does).
   /// Returns the name under which it can be found again.
   virtual std::string add_shared(std::string key, DType type, std::vector<int64_t> shape, Bytes data) = 0;
 };

@@ -1,6 +1,7 @@
 // The makers of tests/represent/samples.h.
 #include "represent/samples.h"
 
+#include "entropy/codes.h"
 #include "formats/ggml_blocks.h"
 
 namespace pith::test {
@@ -86,6 +87,12 @@ SomeCodes some_codes(Random& random, int64_t rows, int64_t cols, int low, int hi
   while ((1 << width) <= high - low) ++width;
   vector<int16_t> raw(at(rows * cols));
   for (auto& v : raw) v = static_cast<int16_t>(random.between(low, high));
+  if (random.between(1, 12) == 1) {  // the other kind of codes
+    CodeModelBuilder builder;
+    const CodeClasses classes = builder.add(raw.data(), rows, cols);
+    builder.finish();
+    return {builder.encode(raw.data(), rows, cols, classes), {raw.begin(), raw.end()}};
+  }
   return {must(PackedCodes::pack(rows, cols, width, low, raw)), {raw.begin(), raw.end()}};
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "entropy/codes.h"
 #include "represent/samples.h"
 
 namespace pith::test {
@@ -13,7 +14,7 @@ using nlohmann::json;
 
 Result<NodePtr> parse(const json& tree, const SectionSource& sections) {
   const Limits limits;
-  return parse_node(tree, ParseContext{sections, limits, {}});
+  return parse_node(tree, ParseContext{sections, limits, entropy_codes_formats()});
 }
 
 // Calls body with random samples of every kind, and with deep mixed trees.
@@ -185,6 +186,40 @@ TEST(Nodes, DamagedTreesNeverCrash) {
       parse_and_decode(damaged, sections);
     }
   });
+}
+
+TEST(Nodes, CodesOfTwoModelsMeetInOneTree) {
+  const auto grid = [](int16_t largest) {
+    Random random(static_cast<uint64_t>(largest));
+    std::vector<int16_t> codes(600);
+    for (auto& v : codes) v = static_cast<int16_t>(random.between(-largest, largest));
+    CodeModelBuilder builder;
+    const CodeClasses classes = builder.add(codes.data(), 20, 30);
+    builder.finish();
+    const std::vector<uint8_t> row(20, 0), col(30, 0);
+    return Grid::make(builder.encode(codes.data(), 20, 30, classes), {}, RowColField::make(1, row, col).value())
+        .value();
+  };
+  const NodePtr node = Sum::make({grid(3), grid(40)}).value();
+  MemorySections sections;
+  const auto back = parse(node->serialize("t", sections), sections);
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(decode_all(**back), decode_all(*node));
+}
+
+TEST(Nodes, CodedCodesDoNotAllocateWhatTheTreeClaims) {
+  const std::vector<int16_t> zeros(64, 0);
+  CodeModelBuilder builder;
+  const CodeClasses classes = builder.add(zeros.data(), 8, 8);
+  builder.finish();
+  MemorySections sections;
+  const json tree = builder.encode(zeros.data(), 8, 8, classes)->serialize("t", sections);
+  const Limits limits;
+  const ParseContext context{sections, limits, entropy_codes_formats()};
+  EXPECT_TRUE(parse_codes(tree, 8, 8, context).ok());
+  EXPECT_FALSE(parse_codes(tree, int64_t{1} << 39, 1, context).ok());
+  EXPECT_FALSE(parse_codes(tree, 1, int64_t{1} << 39, context).ok());
+  EXPECT_FALSE(parse_codes(tree, int64_t{1} << 19, int64_t{1} << 20, context).ok());
 }
 
 TEST(Nodes, DepthBombIsRefused) {
