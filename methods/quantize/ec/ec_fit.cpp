@@ -21,6 +21,9 @@ constexpr int kLogGrain = 2;           // we use eighths of an octave: 0.1 % of 
 // Rows that the calibration text hardly ever moved would get absurdly wide steps: no row is rounded more than
 // 2^3 times coarser than the (geometric) mean row.
 constexpr double kWidestRow = 3.0;
+// Inputs with a few massive values ask for very fine columns; 2^9 times finer than the mean column keeps codes in 16
+// bits.
+constexpr double kFinestColumn = 9.0;
 
 struct RoundToStep {
   std::span<const uint8_t> row_log, col_log;
@@ -94,6 +97,9 @@ NodePtr run(const FitJob& job, const Options& options) {
   std::vector<double> column(static_cast<size_t>(cols));
   const Tensor diagonal = upper.diagonal().contiguous();
   for (int64_t j = 0; j < cols; ++j) column[static_cast<size_t>(j)] = std::log2(diagonal.data_ptr<double>()[j]);
+  double mean_column = 0;
+  for (const double o : column) mean_column += o / static_cast<double>(cols);
+  for (double& o : column) o = std::max(o, mean_column - kFinestColumn);
   double row_base = 0, col_base = 0;
   const auto row_log = quantised_logs(row_octaves(job, options.flag("fisher")), row_base);
   const auto col_log = quantised_logs(column, col_base);
