@@ -8,19 +8,19 @@ namespace pith {
 
 static constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-// Scratch: scores [queries][64], keys as 4 panels [dim][16], and, for bf16: queries, scores, keys and values.
 static int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
+// Scratch: scores [queries][64], the tile's keys and values as panels (bf16: half of each), probabilities as bf16.
 int64_t attention_scratch(int64_t queries, int64_t dim) {
-  const int64_t q = round16(queries);
-  return q * kAttentionTile                 // scores
-         + kAttentionTile * dim             // key panels
-         + q * dim / 2 + q * kAttentionTile / 2 + kAttentionTile * dim  // bf16 copies
-         + q * std::max<int64_t>(dim, 32);  // bf16 product before it is added
+  return round16(queries) * kAttentionTile * 3 / 2 + 2 * kAttentionTile * dim;
+}
+
+bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim) {
+  return ops.gemm_bf16 != nullptr && count >= 12 && dim % 32 == 0;
 }
 
 void attention_begin(const AttentionQueries& q, AttentionState state) {
-  std::fill_n(state.out, q.count * q.dim, 0.0f);
+  std::fill_n(state.out, round16(q.count) * q.dim, 0.0f);
   std::fill_n(state.top, q.count, kNone);
   std::fill_n(state.sum, q.count, 0.0f);
 }
@@ -28,7 +28,7 @@ void attention_begin(const AttentionQueries& q, AttentionState state) {
 // Keys [first, last) of the tile that query position p may see; positions ascend.
 static void visible(const AttentionQueries& q, int32_t p, const int32_t* positions, int64_t count, int64_t& first,
                     int64_t& last) {
-  last = std::upper_bound(positions, positions + count, p) - positions;
+  last = positions[count - 1] <= p ? count : std::upper_bound(positions, positions + count, p) - positions;
   first = 0;
   if (q.window > 0) {
     const int64_t oldest = static_cast<int64_t>(p) - q.window + 1;
@@ -39,13 +39,31 @@ static void visible(const AttentionQueries& q, int32_t p, const int32_t* positio
 }
 
 void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys, const float* values,
-                    const int32_t* positions, int64_t count, bool fast, float* scratch, AttentionState state) {
+                    const int32_t* positions, int64_t count, float* scratch, AttentionState state) {
   const int64_t dim = q.dim, tile = kAttentionTile;
   float* scores = scratch;
   float* panels = scores + round16(q.count) * tile;
+  auto* narrow = reinterpret_cast<uint16_t*>(panels);
+  auto* chances = reinterpret_cast<uint16_t*>(panels + 2 * tile * dim);
+  const bool bf16 = q.bf16 != nullptr;
   // Few queries: dot products with the rows as they are. Many: keys turned into panels, then matrix products.
   const bool few = q.count < 6 || dim % kTileRows != 0;
-  if (few) {
+  if (bf16) {
+    // Two panels of 16 keys at a time. Keys beyond the last one give scores that nobody reads.
+    for (int64_t b = 0; b < count; b += 2 * kTileRows) {
+      for (int64_t h = b; h < b + 2 * kTileRows; h += kTileRows) {
+        const int64_t rows = std::min(kTileRows, count - h);
+        if (rows == kTileRows) {
+          ops.pack_rows_bf16(keys + h * dim, dim, dim, narrow + (h - b) * dim);
+        } else {
+          float* wide = panels + tile * dim;
+          ops.transpose16(keys + h * dim, dim, std::max<int64_t>(rows, 0), dim, wide);
+          ops.pack_bf16(wide, kTileRows, dim, narrow + (h - b) * dim);
+        }
+      }
+      ops.gemm_bf16(q.bf16, dim, round16(q.count), narrow, narrow + kTileRows * dim, dim, scores + b, tile, false);
+    }
+  } else if (few) {
     for (int64_t i = 0; i < q.count; ++i) {
       for (int64_t j = 0; j < count; ++j) scores[i * tile + j] = ops.dot(q.q + i * dim, keys + j * dim, dim);
     }
@@ -57,7 +75,6 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
       ops.gemm_f32(q.q, dim, q.count, panel, kTileRows, dim, scores + b, tile, false);
     }
   }
-  (void)fast;
   for (int64_t i = 0; i < q.count; ++i) {
     float* s = scores + i * tile;
     int64_t first = 0, last = 0;
@@ -78,7 +95,20 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
     std::fill(s, s + first, 0.0f);
     std::fill(s + last, s + tile, 0.0f);
   }
-  if (few) {
+  if (bf16) {
+    const int64_t padded = (count + 31) / 32 * 32;
+    for (int64_t i = 0; i < q.count; ++i) ops.f32_to_bf16(scores + i * tile, padded, chances + i * tile);
+    std::fill(chances + q.count * tile, chances + round16(q.count) * tile, static_cast<uint16_t>(0));
+    for (int64_t b = 0; b < dim; b += 2 * kTileRows) {
+      for (int64_t h = 0; h < 2; ++h) {
+        uint16_t* panel = narrow + h * tile * kTileRows;
+        ops.pack_bf16(values + b + h * kTileRows, dim, count, panel);
+        std::fill(panel + (count + 1) / 2 * 32, panel + padded * kTileRows, static_cast<uint16_t>(0));
+      }
+      ops.gemm_bf16(chances, tile, round16(q.count), narrow, narrow + tile * kTileRows, padded, state.out + b, dim,
+                    true);
+    }
+  } else if (few) {
     for (int64_t i = 0; i < q.count; ++i) {
       for (int64_t j = 0; j < count; ++j) {
         const float p = scores[i * tile + j];

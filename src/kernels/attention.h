@@ -13,11 +13,15 @@ struct AttentionQueries {
   const float* q = nullptr;
   const int32_t* position = nullptr;
   int64_t count = 0, dim = 0;
-  float softcap = 0;       ///< 0 = off
-  int64_t window = 0;      ///< a query sees keys at most window - 1 positions back; 0 = all
+  float softcap = 0;               ///< 0 = off
+  int64_t window = 0;              ///< a query sees keys at most window - 1 positions back; 0 = all
+  const uint16_t* bf16 = nullptr;  ///< the queries once more, rows up to a multiple of 16; null: products in fp32
 };
 
-/// Running result: out[count][dim] is not yet divided by sum[count]; top[count] is the largest score so far.
+/// True when attention_tile can use bf16 tiles for these queries.
+bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim);
+
+/// Running result: out[count up to 16s][dim] is not yet divided by sum[count]; top[count] is the largest score so far.
 /// log-sum-exp of row i is top[i] + log(sum[i]).
 struct AttentionState {
   float* out = nullptr;
@@ -27,13 +31,13 @@ struct AttentionState {
 
 void attention_begin(const AttentionQueries& queries, AttentionState state);
 
-/// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim, positions ascending. A query sees a key
-/// when the key's position is not greater than its own. Any dim works; a multiple of 16 is fast.
-/// `scratch` holds attention_scratch(queries.count, dim) floats.
+/// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim, positions ascending. A query sees a
+/// key when the key's position is not greater than its own. Any dim works; a multiple of 16 is fast. `scratch` holds
+/// attention_scratch(queries.count, dim) floats.
 inline constexpr int64_t kAttentionTile = 64;
 int64_t attention_scratch(int64_t queries, int64_t dim);
 void attention_tile(const Ops& ops, const AttentionQueries& queries, const float* keys, const float* values,
-                    const int32_t* positions, int64_t count, bool fast, float* scratch, AttentionState state);
+                    const int32_t* positions, int64_t count, float* scratch, AttentionState state);
 
 /// Divides by the sums. Rows that saw no key become zero.
 void attention_end(const Ops& ops, const AttentionQueries& queries, AttentionState state);

@@ -84,11 +84,11 @@ void NodeLinear::decode_panel(int64_t t, float* panel) const {
   std::fill(panel + cols_ * kTileRows, panel + padded_cols() * kTileRows, 0.0f);
 }
 
-std::unique_ptr<Linear::Input> CsrLinear::prepare(const float* x, int64_t) const {
+void CsrLinear::prepare(const float* x, int64_t, ThreadPool&, std::unique_ptr<Input>& slot) const {
   auto in = std::make_unique<TileInput>();
   in->x = x;
   in->x_stride = cols_;
-  return in;
+  slot = std::move(in);
 }
 
 void CsrLinear::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const {
@@ -108,7 +108,8 @@ void CsrLinear::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n,
 
 void CsrLinear::decode_row(int64_t r, float* out) const {
   std::fill_n(out, cols_, 0.0f);
-  for (uint32_t i = entries_.row_start[static_cast<size_t>(r)]; i < entries_.row_start[static_cast<size_t>(r) + 1]; ++i) {
+  for (uint32_t i = entries_.row_start[static_cast<size_t>(r)]; i < entries_.row_start[static_cast<size_t>(r) + 1];
+       ++i) {
     out[entries_.col[i]] = entries_.value[i];
   }
 }

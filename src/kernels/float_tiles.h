@@ -45,7 +45,7 @@ class NodeLinear final : public TileLinear {
 class CsrLinear final : public Linear {
  public:
   CsrLinear(int64_t rows, int64_t cols, TileSparse entries) : Linear(rows, cols), entries_(std::move(entries)) {}
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override;
+  void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const override;
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override;
   void decode_row(int64_t r, float* out) const override;
   uint64_t ram_bytes() const override { return entries_.bytes(); }

@@ -31,7 +31,9 @@ uint64_t IntLayout::side_bytes() const {
   return n;
 }
 
-static unsigned bits_for(int levels) { return std::max(1u, static_cast<unsigned>(std::bit_width(unsigned(levels - 1)))); }
+static unsigned bits_for(int levels) {
+  return std::max(1u, static_cast<unsigned>(std::bit_width(unsigned(levels - 1))));
+}
 
 // Columns of a group as halves of a chunk; 0 when the kernels cannot take such groups.
 static int64_t group_halves_of(int64_t group, int64_t groups, int64_t chunks) {

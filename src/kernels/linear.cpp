@@ -24,20 +24,30 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
     float* y;
     int64_t t0, t1;
   };
-  std::vector<std::unique_ptr<Linear::Input>> inputs;
-  std::vector<Piece> pieces;
+  thread_local std::vector<std::unique_ptr<Linear::Input>> inputs;
+  thread_local std::vector<Piece> pieces;
+  if (inputs.size() < matrices.size()) inputs.resize(matrices.size());
+  pieces.clear();
   for (size_t i = 0; i < matrices.size(); ++i) {
     const Linear& m = *matrices[i];
-    inputs.push_back(m.prepare(x, n));
+    size_t input = i;
+    const int key = m.input_key(n);
+    for (size_t j = 0; j < i && key > 0; ++j) {
+      if (matrices[j]->input_key(n) == key) {
+        input = j;  // the first one of that key is the one that was prepared
+        break;
+      }
+    }
+    if (input == i) m.prepare(x, n, pool, inputs[i]);
     const int64_t work = 16 * m.cols() * std::min<int64_t>(n, 64);
     int64_t grain = std::clamp<int64_t>((1 << 17) / std::max<int64_t>(work, 1), 2, 64);
     grain = std::max<int64_t>(2, grain / 2 * 2);
     for (int64_t t = 0; t < m.tiles(); t += grain) {
-      pieces.push_back({&m, inputs.back().get(), ys[i], t, std::min(m.tiles(), t + grain)});
+      pieces.push_back({&m, inputs[input].get(), ys[i], t, std::min(m.tiles(), t + grain)});
     }
   }
-  const auto run = [&](size_t i) {
-    const Piece& p = pieces[i];
+  const auto run = [n, all = pieces.data()](size_t i) {
+    const Piece& p = all[i];
     p.matrix->run_tiles(p.t0, p.t1, *p.input, n, p.y, p.matrix->rows());
   };
   if (pool.size() == 1) {
@@ -45,8 +55,8 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
     return;
   }
   std::atomic<size_t> next{0};
-  pool.run([&](unsigned, unsigned) {
-    for (size_t i = next.fetch_add(1); i < pieces.size(); i = next.fetch_add(1)) run(i);
+  pool.run([&run, &next, count = pieces.size()](unsigned, unsigned) {
+    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) run(i);
   });
 }
 
@@ -66,10 +76,11 @@ class SumLinear final : public Linear {
   struct SumInput final : Input {
     std::vector<std::unique_ptr<Input>> parts;
   };
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override {
+  void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const override {
     auto in = std::make_unique<SumInput>();
-    for (const auto& t : terms_) in->parts.push_back(t->prepare(x, n));
-    return in;
+    in->parts.resize(terms_.size());
+    for (size_t i = 0; i < terms_.size(); ++i) terms_[i]->prepare(x, n, pool, in->parts[i]);
+    slot = std::move(in);
   }
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override {
     const auto& in = static_cast<const SumInput&>(input);
@@ -117,17 +128,20 @@ class LowRankLinear final : public Linear {
     std::vector<float> middle;
     std::unique_ptr<Input> u;
   };
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override {
+  void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const override {
     auto in = std::make_unique<LowRankInput>();
     const int64_t full = v_->rows();
     in->middle.resize(static_cast<size_t>(n * full));
-    const auto first = v_->prepare(x, n);
-    v_->run_tiles(0, v_->tiles(), *first, n, in->middle.data(), full);
+    std::unique_ptr<Input> first;
+    v_->prepare(x, n, pool, first);
+    pool.parallel_for((v_->tiles() + 1) / 2, [&](int64_t i) {
+      v_->run_tiles(2 * i, std::min(v_->tiles(), 2 * i + 2), *first, n, in->middle.data(), full);
+    });
     for (int64_t k = 0; k < n; ++k) {
       std::fill_n(in->middle.data() + k * full + rank_, full - rank_, 0.0f);
     }
-    in->u = u_->prepare(in->middle.data(), n);
-    return in;
+    u_->prepare(in->middle.data(), n, pool, in->u);
+    slot = std::move(in);
   }
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override {
     u_->run_tiles(t0, t1, *static_cast<const LowRankInput&>(input).u, n, y, ldy);
@@ -165,11 +179,12 @@ class ColumnLinear final : public Linear {
     std::vector<float> x;
     std::unique_ptr<Input> child;
   };
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override {
+  void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const override {
     auto in = std::make_unique<ColumnInput>();
     if (order_.empty() && col_scale_.empty()) {
-      in->child = child_->prepare(x, n);
-      return in;
+      child_->prepare(x, n, pool, in->child);
+      slot = std::move(in);
+      return;
     }
     in->x.resize(static_cast<size_t>(n * cols_));
     for (int64_t k = 0; k < n; ++k) {
@@ -179,8 +194,8 @@ class ColumnLinear final : public Linear {
         row[j] = (order_.empty() ? from[j] : from[order_[j]]) * (col_scale_.empty() ? 1.0f : col_scale_[j]);
       }
     }
-    in->child = child_->prepare(in->x.data(), n);
-    return in;
+    child_->prepare(in->x.data(), n, pool, in->child);
+    slot = std::move(in);
   }
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override {
     child_->run_tiles(t0, t1, *static_cast<const ColumnInput&>(input).child, n, y, ldy);
@@ -226,7 +241,7 @@ class DynamicInt8Linear final : public Linear {
     const float* x = nullptr;
   };
 
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override {
+  void prepare(const float* x, int64_t n, ThreadPool&, std::unique_ptr<Input>& slot) const override {
     auto in = std::make_unique<Int8Input>();
     const int64_t chunks = (cols_ + kChunk - 1) / kChunk, padded = chunks * kChunk;
     in->x = x;
@@ -259,7 +274,8 @@ class DynamicInt8Linear final : public Linear {
       for (int64_t j = 0; j < padded; ++j) {
         const bool in_integers = j < cols_ && outlier[static_cast<size_t>(j)] == 0;
         left[j] = in_integers ? row[j] : 0.0f;
-        q[j] = in_integers ? static_cast<int8_t>(std::clamp(std::nearbyintf(row[j] / step), -127.0f, 127.0f)) : int8_t{0};
+        q[j] =
+            in_integers ? static_cast<int8_t>(std::clamp(std::nearbyintf(row[j] / step), -127.0f, 127.0f)) : int8_t{0};
       }
       for (int64_t c = 0; c < chunks; ++c) {
         t.d.get()[k * chunks + c] = step;
@@ -271,7 +287,7 @@ class DynamicInt8Linear final : public Linear {
       }
     }
     t.ints = {t.q.get(), t.d.get(), t.s.get()};
-    return in;
+    slot = std::move(in);
   }
 
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override {
@@ -356,8 +372,8 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   if (options.isa) {
     const auto& have = available_isas();
     if (std::find(have.begin(), have.end(), *options.isa) == have.end()) {
-      return user_error(fmt::format("this CPU cannot run the {} kernels; it has {}", isa_name(*options.isa),
-                                    isa_name(have.back())));
+      return user_error(
+          fmt::format("this CPU cannot run the {} kernels; it has {}", isa_name(*options.isa), isa_name(have.back())));
     }
   }
   if (auto tiles = prepare_tiles(node, options)) return LinearPtr(std::move(tiles));

@@ -42,12 +42,15 @@ class Linear {
   /// "int tiles 4 bit g32", for `pith inspect` and benches.
   virtual std::string describe() const = 0;
 
-  /// The activations in the form that the kernel wants; belongs to one product.
+  /// The activations in the form that the kernel wants; belongs to one product. `prepare` reuses what an earlier
+  /// product left in `slot` when it can, so that its memory stays warm.
   class Input {
    public:
     virtual ~Input() = default;
   };
-  virtual std::unique_ptr<Input> prepare(const float* x, int64_t n) const = 0;
+  virtual void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const = 0;
+  /// Matrices with the same cols() and the same key > 0 can share one Input; 0 = none shares it.
+  virtual int input_key(int64_t /*n*/) const { return 0; }
   /// The rows of y come in tiles of 16 that can be computed independently: run_tiles writes columns 16 t0 to
   /// min(16 t1, rows) of y (row stride `ldy`).
   int64_t tiles() const { return (rows_ + 15) / 16; }

@@ -30,34 +30,34 @@ enum class MinKind : uint8_t {
 
 /// One tile of 16 rows of integer codes u >= 0 of `bits` bits: w = d * (level(u) - zero) + m.
 /// A chunk (32 columns) takes bits * 64 bytes: bit planes of 8, 4, 2 or 1 bits, the plane of the lowest bits first
-/// (5 = 4 + 1, 3 = 2 + 1, …). Seen as 16 lanes of 4 bytes, byte j of lane r of the unpacked quad q is the code of row r,
-/// column 4 q + j; a plane of p bits holds quad q at register q % p, shifted left by p * (q / p) in each byte.
+/// (5 = 4 + 1, 3 = 2 + 1, …). Seen as 16 lanes of 4 bytes, byte j of lane r of the unpacked quad q is the code of row
+/// r, column 4 q + j; a plane of p bits holds quad q at register q % p, shifted left by p * (q / p) in each byte.
 struct IntTile {
   const uint8_t* codes = nullptr;
   int64_t chunks = 0;
   unsigned bits = 0;
-  int zero = 0;                   ///< subtracted from each level
-  const uint8_t* table = nullptr; ///< 16 levels for 4-bit codes; null: level(u) = u
+  int zero = 0;                    ///< subtracted from each level
+  const uint8_t* table = nullptr;  ///< 16 levels for 4-bit codes; null: level(u) = u
   ScaleKind scale = ScaleKind::row;
   MinKind min = MinKind::none;
-  int64_t group_halves = 0;       ///< columns of a group / 16: 1 or even
-  int64_t groups_per_super = 1;   ///< ScaleKind::block
-  const float* row_scale = nullptr;      ///< row
-  const float* d32 = nullptr;            ///< f32: scales
-  const float* m32 = nullptr;            ///< f32: the second number
-  const uint16_t* d = nullptr;           ///< f16: scales; block: super scales
-  const uint16_t* m = nullptr;           ///< f16: the second number; block: super minimum
-  const int8_t* d_code = nullptr;        ///< block; as uint8: two_level
-  const uint8_t* m_code = nullptr;       ///< block, two_level
-  const uint16_t* d_stats = nullptr;     ///< two_level: [groups][2] scale2, zero2
+  int64_t group_halves = 0;           ///< columns of a group / 16: 1 or even
+  int64_t groups_per_super = 1;       ///< ScaleKind::block
+  const float* row_scale = nullptr;   ///< row
+  const float* d32 = nullptr;         ///< f32: scales
+  const float* m32 = nullptr;         ///< f32: the second number
+  const uint16_t* d = nullptr;        ///< f16: scales; block: super scales
+  const uint16_t* m = nullptr;        ///< f16: the second number; block: super minimum
+  const int8_t* d_code = nullptr;     ///< block; as uint8: two_level
+  const uint8_t* m_code = nullptr;    ///< block, two_level
+  const uint16_t* d_stats = nullptr;  ///< two_level: [groups][2] scale2, zero2
   const uint16_t* m_stats = nullptr;
 };
 
 /// Activations rounded to 8 bits: x = q * d, one d for each token and chunk.
 struct IntInput {
-  const int8_t* q = nullptr;   ///< [n][chunks * 32], in [-127, 127]
-  const float* d = nullptr;    ///< [n][chunks]
-  const float* s = nullptr;    ///< [n][chunks * 2]: d * sum of q over 16 columns
+  const int8_t* q = nullptr;  ///< [n][chunks * 32], in [-127, 127]
+  const float* d = nullptr;   ///< [n][chunks]
+  const float* s = nullptr;   ///< [n][chunks * 2]: d * sum of q over 16 columns
 };
 
 struct Ops {
@@ -96,11 +96,14 @@ struct Ops {
   /// y += a * x.
   void (*axpy)(float a, const float* x, int64_t n, float* y);
 
-  // ---- bf16 matrix products; null where the instruction set has none -------------------------------------------------
+  // ---- bf16 matrix products; null where the instruction set has none
+  // -------------------------------------------------
   /// out[k / 2][16][2] bf16 from the tile's weights: pairs of columns side by side.
   void (*decode_int_bf16)(const IntTile& tile, uint16_t* panel);
-  /// The same from a panel[k][16] of fp32.
-  void (*pack_bf16)(const float* panel, int64_t k, uint16_t* out);
+  /// The same from a panel[k][16] of fp32 whose rows are `stride` apart.
+  void (*pack_bf16)(const float* panel, int64_t stride, int64_t k, uint16_t* out);
+  /// The same from 16 rows of k floats (k a multiple of 32), `stride` apart: out is their transpose in pairs.
+  void (*pack_rows_bf16)(const float* rows, int64_t stride, int64_t k, uint16_t* out);
   void (*f32_to_bf16)(const float* in, int64_t n, uint16_t* out);
   /// c[m][32] = a[m][k] * (panel0 | panel1)[k][32]; m a multiple of 16, k of 32. Rows of a are lda apart.
   void (*gemm_bf16)(const uint16_t* a, int64_t lda, int64_t m, const uint16_t* panel0, const uint16_t* panel1,

@@ -34,11 +34,42 @@ void decode_int_bf16(const IntTile& t, uint16_t* panel) {
   });
 }
 
-void pack_bf16(const float* panel, int64_t k, uint16_t* out) {
+void pack_bf16(const float* panel, int64_t stride, int64_t k, uint16_t* out) {
   for (int64_t j = 0; j < k; j += 2) {
-    const __m512 first = _mm512_loadu_ps(panel + j * kTileRows);
-    const __m512 second = j + 1 < k ? _mm512_loadu_ps(panel + (j + 1) * kTileRows) : _mm512_setzero_ps();
+    const __m512 first = _mm512_loadu_ps(panel + j * stride);
+    const __m512 second = j + 1 < k ? _mm512_loadu_ps(panel + (j + 1) * stride) : _mm512_setzero_ps();
     _mm512_storeu_si512(out + j * kTileRows, bf16_pairs(first, second));
+  }
+}
+
+void pack_rows_bf16(const float* rows, int64_t stride, int64_t k, uint16_t* out) {
+  for (int64_t j = 0; j < k; j += 32) {
+    __m512i a[16], b[16];
+    for (int r = 0; r < 16; ++r) {  // 32 bf16 of a row are 16 pairs; then the pairs are transposed
+      const float* p = rows + r * stride + j;
+      a[r] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(p + 16), _mm512_loadu_ps(p)));
+    }
+    for (int r = 0; r < 16; r += 2) {
+      b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+    for (int r = 0; r < 16; r += 4) {
+      a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+    // a[4 g + c] holds column c of each 128-bit lane of rows 4 g … 4 g + 3.
+    for (int c = 0; c < 4; ++c) {
+      const __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+      const __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+      const __m512i high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+      uint16_t* at = out + (j / 2 + c) * 32;
+      _mm512_storeu_si512(at, _mm512_shuffle_i32x4(low, low2, 0x88));
+      _mm512_storeu_si512(at + 4 * 32, _mm512_shuffle_i32x4(high, high2, 0x88));
+      _mm512_storeu_si512(at + 8 * 32, _mm512_shuffle_i32x4(low, low2, 0xdd));
+      _mm512_storeu_si512(at + 12 * 32, _mm512_shuffle_i32x4(high, high2, 0xdd));
+    }
   }
 }
 
@@ -79,11 +110,11 @@ inline void block_2x2(const uint16_t* a0, const uint16_t* a1, int64_t lda, const
   if (two_rows) {
     for (int64_t j = 0; j < k; j += 32) {
       _tile_loadd(6, b0 + j * 16, 64);
-      _tile_loadd(7, b1 + j * 16, 64);
       _tile_loadd(4, a0 + j, lda * 2);
-      _tile_loadd(5, a1 + j, lda * 2);
       _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b1 + j * 16, 64);
       _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, a1 + j, lda * 2);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -116,14 +147,31 @@ void gemm_bf16(const uint16_t* a, int64_t lda, int64_t m, const uint16_t* panel0
 }  // namespace
 
 const Ops& ops_amx() {
-  static const Ops table = {
-      .gemm_f32 = gemm_f32, .dot_f16 = dot_f16, .dot_bf16 = dot_bf16, .transpose16 = transpose16,
-      .half_to_f32 = half_to_f32,
-      .f32_to_half = f32_to_half, .quantize = quantize, .dot_int = dot_int, .decode_int = decode_int,
-      .rms_norm = rms_norm, .add = add, .silu_mul = silu_mul, .gelu_mul = gelu_mul, .softcap = softcap, .rope = rope,
-      .exp_sum = exp_sum, .max = max, .scale = scale, .dot = dot, .axpy = axpy,
-      .decode_int_bf16 = decode_int_bf16, .pack_bf16 = pack_bf16, .f32_to_bf16 = f32_to_bf16,
-      .gemm_bf16 = gemm_bf16};
+  static const Ops table = {.gemm_f32 = gemm_f32,
+                            .dot_f16 = dot_f16,
+                            .dot_bf16 = dot_bf16,
+                            .transpose16 = transpose16,
+                            .half_to_f32 = half_to_f32,
+                            .f32_to_half = f32_to_half,
+                            .quantize = quantize,
+                            .dot_int = dot_int,
+                            .decode_int = decode_int,
+                            .rms_norm = rms_norm,
+                            .add = add,
+                            .silu_mul = silu_mul,
+                            .gelu_mul = gelu_mul,
+                            .softcap = softcap,
+                            .rope = rope,
+                            .exp_sum = exp_sum,
+                            .max = max,
+                            .scale = scale,
+                            .dot = dot,
+                            .axpy = axpy,
+                            .decode_int_bf16 = decode_int_bf16,
+                            .pack_bf16 = pack_bf16,
+                            .pack_rows_bf16 = pack_rows_bf16,
+                            .f32_to_bf16 = f32_to_bf16,
+                            .gemm_bf16 = gemm_bf16};
   return table;
 }
 

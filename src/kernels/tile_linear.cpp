@@ -3,7 +3,21 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace pith {
+
+void* aligned_memory(size_t bytes) {
+  constexpr size_t kHuge = 2 << 20, kLine = 64;
+  if (bytes < 2 * kHuge) return std::aligned_alloc(kLine, (bytes + kLine) / kLine * kLine);
+  void* p = std::aligned_alloc(kHuge, (bytes + kLine) / kLine * kLine);
+#if defined(__linux__)
+  if (p != nullptr) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return p;
+}
 
 float* thread_scratch(int slot, size_t floats) {
   thread_local Aligned<float> memory[4];
@@ -25,59 +39,77 @@ TileLinear::Path TileLinear::path(int64_t n) const {
   return fast ? Path::dot : Path::f32;
 }
 
-std::unique_ptr<Linear::Input> TileLinear::prepare(const float* x, int64_t n) const {
-  auto in = std::make_unique<TileInput>();
+int TileLinear::input_key(int64_t n) const {
+  if (column_factors() != nullptr) return 0;
   const Path p = path(n);
-  const int64_t padded = padded_cols();
+  return p == Path::dot && dot_needs_ints() ? 1 : p == Path::bf16 ? 2 : 3;
+}
+
+void TileLinear::prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const {
+  auto* in = dynamic_cast<TileInput*>(slot.get());
+  if (in == nullptr) {
+    slot = std::make_unique<TileInput>();
+    in = static_cast<TileInput*>(slot.get());
+  }
+  const Path p = path(n);
+  const int64_t padded = padded_cols(), chunks = padded / kChunk;
   const float* factors = column_factors();
   const bool ints = p == Path::dot && dot_needs_ints();
   // fp32 paths read cols() values of a row; the integer path whole chunks.
-  int64_t stride = cols_;
+  const bool copies = factors != nullptr || (ints && padded != cols_);
+  in->x_stride = copies && ints ? padded : cols_;
   in->x = x;
-  in->x_stride = cols_;
-  if (factors != nullptr || (ints && padded != cols_)) {
-    stride = ints ? padded : cols_;
-    in->owned = Aligned<float>(static_cast<size_t>(n * stride));
-    for (int64_t t = 0; t < n; ++t) {
-      float* row = in->owned.get() + t * stride;
-      const float* from = x + t * cols_;
-      if (factors != nullptr) {
-        for (int64_t j = 0; j < cols_; ++j) row[j] = from[j] * factors[j];
-      } else {
-        std::copy_n(from, cols_, row);
-      }
-      std::fill(row + cols_, row + stride, 0.0f);
-    }
-    in->x = in->owned.get();
-    in->x_stride = stride;
-  }
+  if (copies) in->x = in->owned.ensure(static_cast<size_t>(n * in->x_stride));
   if (ints) {
-    const int64_t chunks = padded / kChunk;
-    in->q = Aligned<int8_t>(static_cast<size_t>(n * padded));
-    in->d = Aligned<float>(static_cast<size_t>(n * chunks));
-    in->s = Aligned<float>(static_cast<size_t>(n * chunks * 2));
-    ops_.quantize(in->x, n * chunks, in->q.get(), in->d.get(), in->s.get());
-    in->ints = {in->q.get(), in->d.get(), in->s.get()};
+    in->ints = {in->q.ensure(static_cast<size_t>(n * padded)), in->d.ensure(static_cast<size_t>(n * chunks)),
+                in->s.ensure(static_cast<size_t>(n * chunks * 2))};
   }
   if (p == Path::bf16) {
-    const int64_t rows = (n + 15) / 16 * 16;
     in->bf16_stride = padded;
-    in->bf16 = Aligned<uint16_t>(static_cast<size_t>(rows * padded));
-    for (int64_t t = 0; t < n; ++t) {
-      uint16_t* row = in->bf16.get() + t * padded;
-      ops_.f32_to_bf16(in->x + t * stride, cols_, row);
-      std::fill(row + cols_, row + padded, static_cast<uint16_t>(0));
-    }
-    std::fill(in->bf16.get() + n * padded, in->bf16.get() + rows * padded, static_cast<uint16_t>(0));
+    in->bf16.ensure(static_cast<size_t>((n + 15) / 16 * 16 * padded));
   }
-  return in;
+  const auto one = [&](int64_t t) {
+    const float* row = x + t * cols_;
+    if (copies) {
+      float* own = in->owned.get() + t * in->x_stride;
+      if (factors != nullptr) {
+        for (int64_t j = 0; j < cols_; ++j) own[j] = row[j] * factors[j];
+      } else {
+        std::copy_n(row, cols_, own);
+      }
+      std::fill(own + cols_, own + in->x_stride, 0.0f);
+      row = own;
+    }
+    if (ints) {
+      ops_.quantize(row, chunks, in->q.get() + t * padded, in->d.get() + t * chunks, in->s.get() + t * chunks * 2);
+    }
+    if (p == Path::bf16) {
+      uint16_t* out = in->bf16.get() + t * padded;
+      ops_.f32_to_bf16(row, cols_, out);
+      std::fill(out + cols_, out + padded, static_cast<uint16_t>(0));
+    }
+  };
+  if (p == Path::bf16) {
+    std::fill(in->bf16.get() + n * padded, in->bf16.get() + (n + 15) / 16 * 16 * padded, static_cast<uint16_t>(0));
+  } else if (!copies && !ints) {
+    return;
+  }
+  constexpr int64_t kRows = 16;
+  if (n < 2 * kRows) {
+    for (int64_t t = 0; t < n; ++t) one(t);
+  } else {
+    pool.parallel_for((n + kRows - 1) / kRows, [&](int64_t b) {
+      for (int64_t t = b * kRows; t < std::min(n, (b + 1) * kRows); ++t) one(t);
+    });
+  }
 }
 
 void TileLinear::whole_panel(int64_t t, float* panel) const {
   decode_panel(t, panel);
   if (sparse_.row_start.empty()) return;
   for (int64_t r = t * kTileRows; r < std::min(rows_, (t + 1) * kTileRows); ++r) {
-    for (uint32_t i = sparse_.row_start[static_cast<size_t>(r)]; i < sparse_.row_start[static_cast<size_t>(r) + 1]; ++i) {
+    for (uint32_t i = sparse_.row_start[static_cast<size_t>(r)]; i < sparse_.row_start[static_cast<size_t>(r) + 1];
+         ++i) {
       panel[sparse_.col[i] * kTileRows + r % kTileRows] += sparse_.at(i, r);
     }
   }
@@ -105,7 +137,7 @@ void TileLinear::add_sparse(int64_t t, const TileInput& x, int64_t n, float* y, 
 void TileLinear::decode_panel_bf16(int64_t t, uint16_t* panel) const {
   float* wide = thread_scratch(3, static_cast<size_t>(padded_cols() * kTileRows));
   whole_panel(t, wide);
-  ops_.pack_bf16(wide, padded_cols(), panel);
+  ops_.pack_bf16(wide, kTileRows, padded_cols(), panel);
 }
 
 // Copies n rows of `width` floats.

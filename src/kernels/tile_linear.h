@@ -11,13 +11,20 @@
 
 namespace pith {
 
-/// Uninitialised memory on a cache line, for kernels.
+/// Memory on a cache line; large pieces on huge pages where the system has them.
+void* aligned_memory(size_t bytes);
+
+/// Uninitialised array on a cache line, for kernels.
 template <class T>
 class Aligned {
  public:
   Aligned() = default;
-  explicit Aligned(size_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 64) / 64 * 64))), size_(count) {}
+  explicit Aligned(size_t count) : data_(static_cast<T*>(aligned_memory(count * sizeof(T)))), size_(count) {}
+  /// At least `count` elements, keeping the memory when it is large enough but not the values.
+  T* ensure(size_t count) {
+    if (size_ < count) *this = Aligned(count);
+    return get();
+  }
   T* get() { return data_.get(); }
   const T* get() const { return data_.get(); }
   size_t size() const { return size_; }
@@ -47,8 +54,8 @@ struct TileInput final : Linear::Input {
 struct TileSparse {
   std::vector<uint32_t> row_start;  ///< rows + 1, or empty: no corrections
   std::vector<uint16_t> col;
-  std::vector<float> value;         ///< in units of the weights
-  std::vector<int16_t> code;        ///< instead of `value`: in units of row_scale
+  std::vector<float> value;   ///< in units of the weights
+  std::vector<int16_t> code;  ///< instead of `value`: in units of row_scale
   const float* row_scale = nullptr;
   float at(uint32_t i, int64_t row) const {
     return code.empty() ? value[i] : static_cast<float>(code[i]) * row_scale[row];
@@ -61,7 +68,8 @@ class TileLinear : public Linear {
   /// Columns that TileSparse can name.
   static constexpr int64_t kMaxSparseCols = 65536;
   void set_sparse(TileSparse sparse) { sparse_ = std::move(sparse); }
-  std::unique_ptr<Input> prepare(const float* x, int64_t n) const override;
+  void prepare(const float* x, int64_t n, ThreadPool& pool, std::unique_ptr<Input>& slot) const override;
+  int input_key(int64_t n) const override;
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override;
   void decode_row(int64_t r, float* out) const override;
 

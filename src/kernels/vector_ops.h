@@ -69,8 +69,8 @@ inline void each2(float* x, const float* y, int64_t n, F f) {
 
 // M rows of `a` against one panel: M * kParts accumulators.
 template <int M>
-inline void gemm_block(const float* a, int64_t lda, const float* panel, int64_t stride, int64_t k, float* c, int64_t ldc,
-                       bool add) {
+inline void gemm_block(const float* a, int64_t lda, const float* panel, int64_t stride, int64_t k, float* c,
+                       int64_t ldc, bool add) {
   VecF acc[M][kParts] = {};
   for (int64_t j = 0; j < k; ++j) {
     VecF w[kParts];

@@ -19,9 +19,7 @@ struct Mean {
     mean += d / static_cast<double>(n);
     squares += d * (v - mean);
   }
-  double error() const {
-    return n > 1 ? std::sqrt(squares / static_cast<double>(n - 1) / static_cast<double>(n)) : 0;
-  }
+  double error() const { return n > 1 ? std::sqrt(squares / static_cast<double>(n - 1) / static_cast<double>(n)) : 0; }
 };
 
 PerplexityResult result_of(const Mean& nll, int64_t chunks) {
@@ -48,9 +46,10 @@ Result<Plan> plan_chunks(const Lm& model, std::span<const int32_t> tokens, const
   Plan p;
   p.chunks = static_cast<int64_t>(tokens.size()) / o.context;
   if (p.chunks == 0) {
-    return user_error(fmt::format("the text has {} tokens, less than one chunk of {}: give more text or a smaller "
-                                  "context",
-                                  tokens.size(), o.context));
+    return user_error(
+        fmt::format("the text has {} tokens, less than one chunk of {}: give more text or a smaller "
+                    "context",
+                    tokens.size(), o.context));
   }
   if (o.max_chunks > 0) p.chunks = std::min(p.chunks, o.max_chunks);
   p.first = o.full_window ? 0 : o.context / 2;
@@ -92,7 +91,8 @@ Status each_logits(const Lm& model, const std::vector<int32_t>& chunk, int64_t f
   std::vector<float> logits;
   kv.clear();
   const auto n = static_cast<int64_t>(chunk.size());
-  if (first > 0) PITH_TRY(model.forward({chunk.data(), static_cast<size_t>(first)}, kv, Lm::Logits::last, logits, pool));
+  if (first > 0)
+    PITH_TRY(model.forward({chunk.data(), static_cast<size_t>(first)}, kv, Lm::Logits::last, logits, pool));
   constexpr int64_t kPositions = 256;
   for (int64_t i = first; i < n; i += kPositions) {
     const int64_t count = std::min(kPositions, n - i);

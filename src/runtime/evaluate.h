@@ -33,11 +33,11 @@ Result<PerplexityResult> perplexity(const Lm& model, std::span<const int32_t> to
 
 struct ComparisonResult {
   PerplexityResult model, reference;
-  double ratio = 0;         ///< ppl of the model / ppl of the reference
-  double mean_kl = 0;       ///< KL(reference || model), nats a token
+  double ratio = 0;    ///< ppl of the model / ppl of the reference
+  double mean_kl = 0;  ///< KL(reference || model), nats a token
   double mean_kl_error = 0;
   double max_kl = 0;
-  double same_top = 0;      ///< share of tokens with the same most probable continuation
+  double same_top = 0;  ///< share of tokens with the same most probable continuation
   double same_top_error = 0;
 };
 

@@ -21,14 +21,14 @@ class Tokenizer;  // runtime/tokenizer.h
 struct GenerateOptions {
   SampleOptions sample;
   int64_t max_tokens = 256;
-  int64_t prefill_batch = 512;     ///< tokens of one forward pass while the prompt is read
-  std::vector<int32_t> stop;       ///< tokens that end the answer (not part of it)
+  int64_t prefill_batch = 512;  ///< tokens of one forward pass while the prompt is read
+  std::vector<int32_t> stop;    ///< tokens that end the answer (not part of it)
 };
 
 struct Generated {
-  std::vector<int32_t> tokens;     ///< without the stop token
+  std::vector<int32_t> tokens;  ///< without the stop token
   std::string text;
-  bool stopped = false;            ///< by a stop token; false: max_tokens, the context's end, or the callback
+  bool stopped = false;  ///< by a stop token; false: max_tokens, the context's end, or the callback
   double prefill_seconds = 0, decode_seconds = 0;
 };
 

@@ -145,8 +145,8 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
   m.options = options;
   m.ops = &ops(options.isa.value_or(default_isa()));
   m.frequencies = rope_frequencies(c, c.rope_theta, true);
-  m.local_frequencies = rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta,
-                                         c.rope_theta_local <= 0);
+  m.local_frequencies =
+      rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta, c.rope_theta_local <= 0);
 
   // check_model has seen all names; matrices are collected first and prepared by several threads.
   const auto find = [&](const std::string& name) { return model.find(name); };
@@ -272,18 +272,20 @@ void Lm::Impl::activate(float* gate, const float* up, int64_t n, ThreadPool& poo
 void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out,
                          ThreadPool& pool) const {
   const int64_t dim = config.head_dim, group = config.heads / config.kv_heads;
-  const int64_t tokens = std::max<int64_t>(1, 48 / group), blocks = (n + tokens - 1) / tokens;
-  const auto scale = static_cast<float>(config.attention_scale > 0 ? config.attention_scale
-                                                                   : 1 / std::sqrt(static_cast<double>(dim)));
+  const int64_t tokens = std::max<int64_t>(1, 96 / group), blocks = (n + tokens - 1) / tokens;
+  const auto scale =
+      static_cast<float>(config.attention_scale > 0 ? config.attention_scale : 1 / std::sqrt(static_cast<double>(dim)));
   const int64_t past = kv.length();
   const auto task = [&](int64_t id) {
     const int64_t head = id / blocks, t0 = id % blocks * tokens, count = std::min(tokens, n - t0), rows = count * group;
     float* scratch = thread_scratch(0, static_cast<size_t>(attention_scratch(rows, dim)));
     float* tile = thread_scratch(1, static_cast<size_t>(2 * kAttentionTile * dim));
-    float* own = thread_scratch(2, static_cast<size_t>(rows * (2 * dim + 3)));
+    const int64_t padded = (rows + 15) / 16 * 16;
+    float* own = thread_scratch(2, static_cast<size_t>(padded * (2 * dim + dim / 2 + 4)));
     float* q = own;
-    AttentionState state{own + rows * dim, own + 2 * rows * dim, own + 2 * rows * dim + rows};
-    auto* position = reinterpret_cast<int32_t*>(own + 2 * rows * dim + 2 * rows);
+    AttentionState state{q + padded * dim, q + 2 * padded * dim, q + 2 * padded * dim + padded};
+    auto* position = reinterpret_cast<int32_t*>(q + 2 * padded * dim + 2 * padded);
+    auto* narrow = reinterpret_cast<uint16_t*>(q + 2 * padded * dim + 3 * padded);
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t g = 0; g < group; ++g) {
         const int64_t row = t * group + g;
@@ -292,8 +294,18 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore&
         position[row] = static_cast<int32_t>(past + t0 + t);
       }
     }
-    AttentionQueries queries{q, position, rows, dim, static_cast<float>(config.attention_softcap),
-                             config.slides(layer) ? config.sliding_window : 0};
+    AttentionQueries queries{q,
+                             position,
+                             rows,
+                             dim,
+                             static_cast<float>(config.attention_softcap),
+                             config.slides(layer) ? config.sliding_window : 0,
+                             nullptr};
+    if (options.precision == Precision::fast && attention_takes_bf16(*ops, rows, dim)) {
+      ops->f32_to_bf16(q, rows * dim, narrow);
+      std::fill(narrow + rows * dim, narrow + padded * dim, static_cast<uint16_t>(0));
+      queries.bf16 = narrow;
+    }
     attention_begin(queries, state);
     const int32_t newest = position[rows - 1], oldest = position[0];
     for (const KvSegment* s : kv.segments(layer, head)) {
@@ -306,8 +318,8 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore&
         if (queries.window > 0 && positions[static_cast<size_t>(end - 1)] <= oldest - queries.window) continue;
         if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
         attention_tile(*ops, queries, plain ? keys + i * dim : tile,
-                       plain ? values + i * dim : tile + kAttentionTile * dim, positions.data() + i, end - i,
-                       options.precision == Precision::fast, scratch, state);
+                       plain ? values + i * dim : tile + kAttentionTile * dim, positions.data() + i, end - i, scratch,
+                       state);
       }
     }
     attention_end(*ops, queries, state);
@@ -389,7 +401,8 @@ Status Lm::forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, s
   const int64_t past = kv.length();
   const int64_t q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
   const auto size = [n](int64_t width) { return static_cast<size_t>(n * width); };
-  Work w;
+  thread_local Work memory;  // stays from pass to pass
+  Work& w = memory;          // the reference is what other threads see
   w.x.resize(size(c.hidden));
   w.h.resize(size(c.hidden));
   w.out.resize(size(c.hidden));

@@ -41,7 +41,8 @@ Product plain_product(const std::vector<float>& w, const std::vector<float>& x, 
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0, all = 0;
       for (int64_t j = 0; j < cols; ++j) {
-        const double v = static_cast<double>(w[static_cast<size_t>(r * cols + j)]) * x[static_cast<size_t>(k * cols + j)];
+        const double v =
+            static_cast<double>(w[static_cast<size_t>(r * cols + j)]) * x[static_cast<size_t>(k * cols + j)];
         sum += v, all += std::abs(v);
       }
       p.y[static_cast<size_t>(k * rows + r)] = sum;
@@ -100,7 +101,8 @@ std::vector<NodePtr> realistic_nodes(Random& random, int64_t rows, int64_t cols)
   add(Grid::make(codes(cols, 4, 0), {}, field(cols, DType::bf16, 0.01, 0.02), field(cols, DType::f16, 5, 9)));
   add(Grid::make(codes(cols, 4, 0), normal_float_levels(4), field(32, DType::f16, 0.01, 0.02)));
   {  // SpQR: two-level statistics, some rows of them cut short, and outliers
-    const int64_t group = 16, stat = std::min<int64_t>(16, rows), groups = (cols + group - 1) / group, stat_rows = (rows + stat - 1) / stat;
+    const int64_t group = 16, stat = std::min<int64_t>(16, rows), groups = (cols + group - 1) / group,
+                  stat_rows = (rows + stat - 1) / stat;
     const auto two_level = [&](float scale, float zero) {
       std::vector<float> stats(static_cast<size_t>(2 * stat_rows * groups));
       for (size_t i = 0; i < stats.size(); ++i) {
@@ -294,12 +296,13 @@ TEST(Linear, DynamicInt8FollowsThePaper) {
                                    *AffineField::from(rows, cols, cols, DType::f32, scale));
   for (float threshold : {6.0f, 0.0f}) {
     auto x = random_floats(random, n * cols);
-    x[5] = 30;          // token 0, column 5
+    x[5] = 30;  // token 0, column 5
     x[3 * cols + 17] = -9;
     std::vector<double> want(static_cast<size_t>(n * rows));
     std::vector<bool> outlier(static_cast<size_t>(cols));
     for (int64_t i = 0; i < n * cols; ++i) {
-      if (threshold > 0 && std::abs(x[static_cast<size_t>(i)]) >= threshold) outlier[static_cast<size_t>(i % cols)] = true;
+      if (threshold > 0 && std::abs(x[static_cast<size_t>(i)]) >= threshold)
+        outlier[static_cast<size_t>(i % cols)] = true;
     }
     for (int64_t t = 0; t < n; ++t) {
       double top = 0;

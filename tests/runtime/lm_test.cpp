@@ -53,8 +53,9 @@ TEST(Lm, LogitsEqualThoseOfTransformers) {
     for (Isa isa : available_isas()) {
       const auto lm = load(tiny.model, {Precision::exact, KvType::f32, isa});
       for (int64_t s = 0; s < tiny.sequences; ++s) {
-        const auto want = std::span(tiny.logits).subspan(static_cast<size_t>(s * tiny.length * tiny.model.config.vocab),
-                                                         static_cast<size_t>(tiny.length * tiny.model.config.vocab));
+        const auto want = std::span(tiny.logits)
+                              .subspan(static_cast<size_t>(s * tiny.length * tiny.model.config.vocab),
+                                       static_cast<size_t>(tiny.length * tiny.model.config.vocab));
         EXPECT_LT(max_difference(logits_of(*lm, tiny.sequence(s)), want), 1e-4) << isa_name(isa) << ", sequence " << s;
       }
     }
@@ -228,7 +229,8 @@ TEST(Evaluate, PerplexityIsWhatItsDefinitionSays) {
       const auto logits = logits_of(*lm, chunk);
       for (int64_t i = full ? 0 : context / 2; i + 1 < context; ++i, ++scored) {
         double sum = 0;
-        for (int64_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(logits[static_cast<size_t>(i * vocab + v)]));
+        for (int64_t v = 0; v < vocab; ++v)
+          sum += std::exp(static_cast<double>(logits[static_cast<size_t>(i * vocab + v)]));
         nll += std::log(sum) - logits[static_cast<size_t>(i * vocab + chunk[static_cast<size_t>(i + 1)])];
       }
     }
@@ -288,7 +290,8 @@ TEST(Evaluate, ComparesTwoModels) {
     EXPECT_FALSE(compare(*reference, *load(other.model), tiny.tokens, options, pool, quiet_progress()).ok());
   }
   EXPECT_FALSE(perplexity(*reference, tiny.tokens, {1, 0, false, -1}, pool, quiet_progress()).ok());
-  EXPECT_FALSE(perplexity(*reference, std::span(tiny.tokens).first(5), {12, 0, false, -1}, pool, quiet_progress()).ok());
+  EXPECT_FALSE(
+      perplexity(*reference, std::span(tiny.tokens).first(5), {12, 0, false, -1}, pool, quiet_progress()).ok());
 }
 
 TEST(Evaluate, StopsWhenAsked) {
@@ -340,8 +343,9 @@ TEST(Generate, ContinuesGreedilyAndStops) {
   spec.kind = TokenizerSpec::Kind::byte_bpe;
   for (int64_t i = 0; i < tiny.model.config.vocab; ++i) {
     // The byte of id 33 … is its own character; the others stand for characters of two bytes.
-    spec.tokens.push_back(i >= 33 && i < 127 ? std::string(1, static_cast<char>(i))
-                                             : std::string("\xc4") + static_cast<char>(0x80 + i % 64) + std::to_string(i));
+    spec.tokens.push_back(i >= 33 && i < 127
+                              ? std::string(1, static_cast<char>(i))
+                              : std::string("\xc4") + static_cast<char>(0x80 + i % 64) + std::to_string(i));
     spec.types.push_back(TokenizerSpec::TokenType::normal);
   }
   spec.tokens.back() = "ab";
