@@ -67,9 +67,7 @@ void check_tokens(const LmConfig& config, const Tensor& tokens) {
 bool use_bf16(Compute compute) { return compute == Compute::bf16 || (compute == Compute::automatic && fast_bf16()); }
 
 LmBlock load_block(const LmWeights& weights, int64_t layer, bool bf16) {
-  LmBlock block = LmBlock::load(weights, layer);
-  if (bf16) block.set_compute(at::kBFloat16);
-  return block;
+  return LmBlock::load(weights, layer, at::kCPU, bf16 ? at::kBFloat16 : at::kFloat);
 }
 
 std::string spill_folder(const std::string& wanted) {

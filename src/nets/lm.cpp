@@ -119,7 +119,7 @@ LmContext make_context(const LmConfig& config, int64_t tokens, at::Device device
   return context;
 }
 
-LmBlock LmBlock::load(const LmWeights& weights, int64_t layer, at::Device device) {
+LmBlock LmBlock::load(const LmWeights& weights, int64_t layer, at::Device device, at::ScalarType compute) {
   LmBlock block;
   block.config_ = weights.config();
   if (layer < 0 || layer >= block.config_.layers)
@@ -137,7 +137,9 @@ LmBlock LmBlock::load(const LmWeights& weights, int64_t layer, at::Device device
     const Tensor t = weights.tensor(spec.name);
     if (t.sizes() != at::IntArrayRef(spec.shape))
       throw Failure(data_error("tensor '" + spec.name + "' does not have the shape that the configuration asks for"));
-    values[static_cast<size_t>(i)] = t.to(device);
+    const auto linear = std::find_if(block.linears_.begin(), block.linears_.end(),
+                                     [&](const LmLinear& l) { return l.name == spec.name && !l.router; });
+    values[static_cast<size_t>(i)] = t.to(device, linear != block.linears_.end() ? compute : at::kFloat);
   });
   for (size_t i = 0; i < specs.size(); ++i) block.weights_[specs[i].name] = values[i];
   return block;

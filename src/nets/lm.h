@@ -77,7 +77,9 @@ struct Taps {
 
 class LmBlock {
  public:
-  static LmBlock load(const LmWeights& weights, int64_t layer, at::Device device = at::kCPU);
+  /// `compute` is what set_compute would make of the matrices; converting each as it comes holds less at once.
+  static LmBlock load(const LmWeights& weights, int64_t layer, at::Device device = at::kCPU,
+                      at::ScalarType compute = at::kFloat);
 
   int64_t layer() const { return layer_; }
   const LmConfig& config() const { return config_; }
