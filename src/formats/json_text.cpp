@@ -131,6 +131,12 @@ Result<std::string> json_string(const json& object, const char* key, std::string
   return it->get<std::string>();
 }
 
+std::optional<uint64_t> json_unsigned(const json& value) {
+  if (value.is_number_unsigned()) return value.get<uint64_t>();
+  if (value.is_number_integer() && value.get<int64_t>() >= 0) return static_cast<uint64_t>(value.get<int64_t>());
+  return std::nullopt;
+}
+
 std::string json_text(const json& value, int indent) {
   return value.dump(indent, ' ', false, json::error_handler_t::replace);
 }

@@ -3,7 +3,9 @@
 
 #include <pith/result.h>
 
+#include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -21,6 +23,9 @@ Result<int64_t> json_int(const nlohmann::json& object, const char* key, int64_t 
 Result<double> json_number(const nlohmann::json& object, const char* key, double fallback);
 Result<bool> json_bool(const nlohmann::json& object, const char* key, bool fallback);
 Result<std::string> json_string(const nlohmann::json& object, const char* key, std::string fallback);
+
+/// The value, when it is an integer >= 0 (parsed text and values made in memory differ in how they hold it).
+std::optional<uint64_t> json_unsigned(const nlohmann::json& value);
 
 /// dump() that cannot throw: bytes that are not UTF-8 become U+FFFD.
 std::string json_text(const nlohmann::json& value, int indent = -1);

@@ -312,8 +312,9 @@ Status read_generation_id(const json& config, const char* key, int32_t& id, std:
   if (v.is_null()) return {};
   std::vector<int64_t> ids;
   const auto take = [&](const json& n) {
-    const bool fits = n.is_number_unsigned() && n.get<uint64_t>() < (1u << 30);
-    if (fits) ids.push_back(static_cast<int64_t>(n.get<uint64_t>()));
+    const auto number = json_unsigned(n);
+    const bool fits = number && *number < (1u << 30);
+    if (fits) ids.push_back(static_cast<int64_t>(*number));
     return fits;
   };
   bool good = true;
@@ -403,9 +404,10 @@ Result<TokenizerSpec> tokenizer_from_hf(const json& tokenizer, const json& token
   } else {
     if (!vocab.is_object()) return data_error("tokenizer model: \"vocab\" should be an object of token: id");
     for (const auto& [text, id] : vocab.items()) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX)
+      const auto number = json_unsigned(id);
+      if (!number || *number > INT32_MAX)
         return data_error("tokenizer model: id of \"" + text.substr(0, 60) + "\" should be an integer >= 0");
-      entries.emplace_back(text, static_cast<int64_t>(id.get<uint64_t>()));
+      entries.emplace_back(text, static_cast<int64_t>(*number));
     }
     // items() gives references to the keys, which live as long as the JSON does.
   }
