@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test_peers.sh [pytest options]: compares Pith with other people's programs (transformers, tokenizers, safetensors, gguf,
+# test_peers.sh [files and options of pytest]: compares Pith with other people's programs (transformers, tokenizers, safetensors, gguf,
 # llama.cpp). They live in .venv-peers, away from Pith's own .venv. Downloads about 3 GB the first time and builds
 # llama.cpp (some minutes); set PITH_PEERS=/path/to/python to use an environment of your own.
 set -euo pipefail
@@ -20,4 +20,5 @@ fi
 export PITH_BUILD="$PWD/build/release" PITH_ENGINE="$PWD/build/release/pith-engine" PITH_SOURCE_DIR="$PWD"
 version=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
 if ls build/release/python/pith/_pith.cpython-"$version"-*.so >/dev/null 2>&1; then export PYTHONPATH="$PWD/build/release/python"; fi
-exec "$python" -B -m pytest -q -p no:cacheprovider tests/peers "$@"
+[ $# -gt 0 ] || set -- tests/peers
+exec "$python" -B -m pytest -q -p no:cacheprovider "$@"

@@ -39,7 +39,8 @@ using namespace nb::literals;  // NOLINT(google-build-using-namespace)
 namespace pith {
 namespace {
 
-// ---- errors ----------------------------------------------------------------------------------------------------------
+// ---- errors
+// ----------------------------------------------------------------------------------------------------------
 struct BaseFault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -55,9 +56,12 @@ struct BugFault : BaseFault {
 
 [[noreturn]] void raise(const Error& error) {
   switch (error.kind) {
-    case ErrorKind::user: throw UserFault(error.message);
-    case ErrorKind::data: throw DataFault(error.message);
-    case ErrorKind::bug: break;
+    case ErrorKind::user:
+      throw UserFault(error.message);
+    case ErrorKind::data:
+      throw DataFault(error.message);
+    case ErrorKind::bug:
+      break;
   }
   throw BugFault(error.message);
 }
@@ -92,9 +96,19 @@ class PyProgress : public Progress {
     }
     return true;
   }
-  /// Raises what the callback or Ctrl-C raised. Call with the lock held.
+  /// Raises what the callback or Ctrl-C raised.
   void rethrow() {
     if (failed_) throw std::move(*failed_);
+  }
+  /// Runs `body`; when it was stopped by the callback, that is what is raised, not "stopped".
+  template <class Body>
+  auto run(Body body) {
+    try {
+      return body();
+    } catch (const BaseFault&) {
+      rethrow();
+      throw;
+    }
   }
 
  private:
@@ -102,7 +116,8 @@ class PyProgress : public Progress {
   std::unique_ptr<nb::python_error> failed_;
 };
 
-// ---- model -----------------------------------------------------------------------------------------------------------
+// ---- model
+// -----------------------------------------------------------------------------------------------------------
 /// A model file, with what running it needs, made when first asked for.
 class ModelHandle {
  public:
@@ -233,13 +248,20 @@ nb::dlpack::dtype numpy_dtype(DType type) {
   switch (type) {
     case DType::f64:
     case DType::f32:
-    case DType::f16: code = dtype_code::Float; break;
+    case DType::f16:
+      code = dtype_code::Float;
+      break;
     case DType::i64:
     case DType::i32:
     case DType::i16:
-    case DType::i8: code = dtype_code::Int; break;
-    case DType::boolean: code = dtype_code::Bool; break;
-    default: break;
+    case DType::i8:
+      code = dtype_code::Int;
+      break;
+    case DType::boolean:
+      code = dtype_code::Bool;
+      break;
+    default:
+      break;
   }
   return {static_cast<uint8_t>(code), bits, 1};
 }
@@ -252,7 +274,8 @@ nb::ndarray<nb::numpy, nb::ro> section_array(const SectionHandle& section) {
   return nb::ndarray<nb::numpy, nb::ro>(data, shape.size(), shape.data(), owner, nullptr, numpy_dtype(section.type));
 }
 
-// ---- running ---------------------------------------------------------------------------------------------------------
+// ---- running
+// ---------------------------------------------------------------------------------------------------------
 std::vector<ChatMessage> chat_messages(const std::vector<std::pair<std::string, std::string>>& messages) {
   std::vector<ChatMessage> out;
   out.reserve(messages.size());
@@ -305,37 +328,28 @@ EvalOptions eval_options(const ModelPtr& model, int64_t context, int64_t max_chu
 PerplexityResult eval_perplexity(const ModelPtr& model, const std::string& text, int64_t context, int64_t max_chunks,
                                  unsigned threads, Callback callback) {
   PyProgress progress(std::move(callback));
-  std::optional<Result<PerplexityResult>> out;
-  {
+  return progress.run([&] {
     const nb::gil_scoped_release unlock;
     const auto tokens = tokens_of(model, text);
-    out = model->with_lm(Precision::exact, threads, progress, [&](const Lm& lm, ThreadPool& pool) {
-      return perplexity(lm, tokens, eval_options(model, context, max_chunks), pool, progress);
+    return model->with_lm(Precision::exact, threads, progress, [&](const Lm& lm, ThreadPool& pool) {
+      return take(perplexity(lm, tokens, eval_options(model, context, max_chunks), pool, progress));
     });
-  }
-  progress.rethrow();
-  return take(std::move(*out));
+  });
 }
 
 ComparisonResult eval_kl(const ModelPtr& model, const ModelPtr& reference, const std::string& text, int64_t context,
                          int64_t max_chunks, unsigned threads, Callback callback) {
   PyProgress progress(std::move(callback));
-  std::optional<Result<ComparisonResult>> out;
-  {
+  return progress.run([&] {
     const nb::gil_scoped_release unlock;
     const auto tokens = tokens_of(model, text);
     const EvalOptions options = eval_options(model, context, max_chunks);
-    const auto run = [&](const Lm& a, const Lm& b, ThreadPool& pool) {
-      return compare(a, b, tokens, options, pool, progress);
-    };
-    out = model->with_lm(Precision::exact, threads, progress, [&](const Lm& a, ThreadPool& pool) {
-      if (reference == model) return run(a, a, pool);
-      return reference->with_lm(Precision::exact, threads, progress,
-                                [&](const Lm& b, ThreadPool&) { return run(a, b, pool); });
+    return model->with_lm(Precision::exact, threads, progress, [&](const Lm& a, ThreadPool& pool) {
+      const auto run = [&](const Lm& b) { return take(compare(a, b, tokens, options, pool, progress)); };
+      if (reference == model) return run(a);
+      return reference->with_lm(Precision::exact, threads, progress, [&](const Lm& b, ThreadPool&) { return run(b); });
     });
-  }
-  progress.rethrow();
-  return take(std::move(*out));
+  });
 }
 
 std::vector<Check> verify(const std::string& path) {
@@ -345,11 +359,16 @@ std::vector<Check> verify(const std::string& path) {
 
 std::string param_type(ParamType type) {
   switch (type) {
-    case ParamType::integer: return "integer";
-    case ParamType::real: return "real";
-    case ParamType::boolean: return "boolean";
-    case ParamType::choice: return "choice";
-    case ParamType::text: break;
+    case ParamType::integer:
+      return "integer";
+    case ParamType::real:
+      return "real";
+    case ParamType::boolean:
+      return "boolean";
+    case ParamType::choice:
+      return "choice";
+    case ParamType::text:
+      break;
   }
   return "text";
 }
@@ -383,23 +402,30 @@ NB_MODULE(_pith, m) {
 
   nb::class_<SectionHandle>(m, "Section", "One array of a representation, as it is stored.")
       .def_ro("name", &SectionHandle::name)
-      .def_prop_ro("dtype", [](const SectionHandle& s) { return dtype_name(s.type); }, "as safetensors says it: 'BF16'")
+      .def_prop_ro(
+          "dtype", [](const SectionHandle& s) { return dtype_name(s.type); }, "as safetensors says it: 'BF16'")
       .def_prop_ro("shape", [](const SectionHandle& s) { return shape_tuple(s.shape); })
-      .def_prop_ro("array", &section_array, nb::sig("def array(self) -> numpy.typing.NDArray[numpy.generic]"),
+      .def_prop_ro("array", &section_array, nb::rv_policy::automatic,
+                   nb::sig("def array(self) -> numpy.typing.NDArray[numpy.generic]"),
                    "The values, read-only, not copied. BF16 and 8-bit floats come as unsigned integers.");
 
-  nb::class_<TensorHandle>(m, "Tensor", "One tensor of a model, in stored form. Nothing is decoded before it is asked for.")
+  nb::class_<TensorHandle>(m, "Tensor",
+                           "One tensor of a model, in stored form. Nothing is decoded before it is asked for.")
       .def_prop_ro("name", [](const TensorHandle& t) { return t.tensor().name; })
-      .def_prop_ro("shape", [](const TensorHandle& t) { return shape_tuple(t.tensor().shape); },
-                   nb::sig("def shape(self) -> tuple[int, ...]"))
-      .def_prop_ro("kind", [](const TensorHandle& t) { return t.tensor().node->kind(); }, "root node: 'grid', 'override'")
-      .def_prop_ro("description", [](const TensorHandle& t) { return t.tensor().node->describe(); },
-                   "the tree in one line")
+      .def_prop_ro(
+          "shape", [](const TensorHandle& t) { return shape_tuple(t.tensor().shape); },
+          nb::sig("def shape(self) -> tuple[int, ...]"))
+      .def_prop_ro(
+          "kind", [](const TensorHandle& t) { return t.tensor().node->kind(); }, "root node: 'grid', 'override'")
+      .def_prop_ro(
+          "description", [](const TensorHandle& t) { return t.tensor().node->describe(); }, "the tree in one line")
       .def_prop_ro("bits", [](const TensorHandle& t) { return t.tensor().node->bits(); })
-      .def_prop_ro("tree", [](const TensorHandle& t) { return from_json(stored(t).first); },
-                   nb::sig("def tree(self) -> dict[str, typing.Any]"), "The representation as the file describes it.")
-      .def("sections", [](const TensorHandle& t) { return stored(t).second; },
-           "The stored arrays: codes, steps, tables, indices.")
+      .def_prop_ro(
+          "tree", [](const TensorHandle& t) { return from_json(stored(t).first); },
+          nb::sig("def tree(self) -> dict[str, typing.Any]"), "The representation as the file describes it.")
+      .def(
+          "sections", [](const TensorHandle& t) { return stored(t).second; },
+          "The stored arrays: codes, steps, tables, indices.")
       .def("decode", &decode, nb::sig("def decode(self) -> numpy.typing.NDArray[numpy.float32]"),
            "All values as float32, in the tensor's shape.")
       .def("rows", &rows, "begin"_a, "end"_a,
@@ -411,34 +437,41 @@ NB_MODULE(_pith, m) {
 
   nb::class_<ModelHandle>(m, "Model", "A model file, opened: weights stay on disk until they are asked for.")
       .def_ro("path", &ModelHandle::path)
-      .def_prop_ro("config", [](const ModelHandle& h) { return from_json(lm_config_to_hf(h.model.config).dump()); },
-                   nb::sig("def config(self) -> dict[str, typing.Any]"), "As the config.json of Hugging Face.")
+      .def_prop_ro(
+          "config", [](const ModelHandle& h) { return from_json(lm_config_to_hf(h.model.config).dump()); },
+          nb::sig("def config(self) -> dict[str, typing.Any]"), "As the config.json of Hugging Face.")
       .def_prop_ro("tensors", &tensors, nb::sig("def tensors(self) -> dict[str, Tensor]"), "By name, in file order.")
-      .def_prop_ro("bits", [](const ModelHandle& h) { return h.model.bits(); },
-                   "Exact bits of all tensors; what several of them share is counted once.")
+      .def_prop_ro(
+          "bits", [](const ModelHandle& h) { return h.model.bits(); },
+          "Exact bits of all tensors; what several of them share is counted once.")
       .def_prop_ro("parameters", [](const ModelHandle& h) { return h.model.parameters(); })
-      .def_prop_ro("plan", [](const ModelHandle& h) { return from_json(h.model.plan_json); },
-                   nb::sig("def plan(self) -> dict[str, typing.Any] | None"), "The plan that made it.")
-      .def_prop_ro("report", [](const ModelHandle& h) { return from_json(h.model.report_json); },
-                   nb::sig("def report(self) -> dict[str, typing.Any] | None"), "What was measured when it was made.")
-      .def("content_hash",
-           [](const ModelHandle& h) {
-             const nb::gil_scoped_release unlock;
-             return h.model.content_hash();
-           },
-           "Hash of everything that decides the numbers; reads all bytes.")
-      .def("encode",
-           [](const ModelPtr& h, const std::string& text, bool add_special, bool parse_special) {
-             return take(h->tokenizer().encode(text, {.add_special = add_special, .parse_special = parse_special}));
-           },
-           "text"_a, nb::kw_only(), "add_special"_a = true, "parse_special"_a = false, "Token ids of a text.")
+      .def_prop_ro(
+          "plan", [](const ModelHandle& h) { return from_json(h.model.plan_json); },
+          nb::sig("def plan(self) -> dict[str, typing.Any] | None"), "The plan that made it.")
+      .def_prop_ro(
+          "report", [](const ModelHandle& h) { return from_json(h.model.report_json); },
+          nb::sig("def report(self) -> dict[str, typing.Any] | None"), "What was measured when it was made.")
+      .def(
+          "content_hash",
+          [](const ModelHandle& h) {
+            const nb::gil_scoped_release unlock;
+            return h.model.content_hash();
+          },
+          "Hash of everything that decides the numbers; reads all bytes.")
+      .def(
+          "encode",
+          [](const ModelPtr& h, const std::string& text, bool add_special, bool parse_special) {
+            return take(h->tokenizer().encode(text, {.add_special = add_special, .parse_special = parse_special}));
+          },
+          "text"_a, nb::kw_only(), "add_special"_a = true, "parse_special"_a = false, "Token ids of a text.")
       .def("decode_bytes", &decode_bytes, "ids"_a, nb::kw_only(), "skip_special"_a = false,
            "The bytes that token ids stand for; they may end inside a character.")
-      .def("render_chat",
-           [](const ModelPtr& h, const std::vector<std::pair<std::string, std::string>>& messages) {
-             return take(render_chat(h->model.tokenizer, chat_messages(messages), true));
-           },
-           "messages"_a, "The prompt for (role, content) pairs by the model's own chat template.")
+      .def(
+          "render_chat",
+          [](const ModelPtr& h, const std::vector<std::pair<std::string, std::string>>& messages) {
+            return take(render_chat(h->model.tokenizer, chat_messages(messages), true));
+          },
+          "messages"_a, "The prompt for (role, content) pairs by the model's own chat template.")
       .def_prop_ro("has_chat_template", [](const ModelHandle& h) { return !h.model.tokenizer.chat_template.empty(); })
       .def("__repr__", [](const ModelHandle& h) {
         return "Model(" + h.path + ", " + std::to_string(h.model.parameters()) + " parameters)";
@@ -486,10 +519,12 @@ NB_MODULE(_pith, m) {
   nb::class_<Param>(m, "Param", "An option of a method.")
       .def_prop_ro("name", [](const Param& p) { return p.name; })
       .def_prop_ro("type", [](const Param& p) { return param_type(p.type); })
-      .def_prop_ro("default", [](const Param& p) { return p.fallback; }, "as text")
+      .def_prop_ro(
+          "default", [](const Param& p) { return p.fallback; }, "as text")
       .def_prop_ro("low", [](const Param& p) { return p.low; })
       .def_prop_ro("high", [](const Param& p) { return p.high; })
-      .def_prop_ro("choices", [](const Param& p) { return p.choices; }, "'asym|sym'")
+      .def_prop_ro(
+          "choices", [](const Param& p) { return p.choices; }, "'asym|sym'")
       .def_prop_ro("help", [](const Param& p) { return p.help; });
 
   nb::class_<Method>(m, "Method", "A method as `pith methods` lists it.")
@@ -504,26 +539,29 @@ NB_MODULE(_pith, m) {
 
   m.def("open", &open, "path"_a, "Opens a .pith file, a GGUF, a safetensors file or a Hugging Face folder.");
   m.def("verify", &verify, "path"_a, "All invariants of a model file, each with its verdict.");
-  m.def("methods",
-        [] {
-          std::vector<Method> out;
-          for (const Method* method : all_methods()) out.push_back(*method);
-          return out;
-        },
-        "All methods, sorted by family and name.");
-  m.def("named_text", [](const std::string& name) { return take(read_named_text(name)); }, "name"_a,
-        "A built-in text ('builtin:prose') or the text of a file.");
-  m.def("generate",
-        [](const ModelPtr& model, const std::string& prompt, bool parse_special, bool add_special, int64_t max_tokens,
-           double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed, unsigned threads,
-           std::optional<std::function<bool(std::string)>> on_text) {
-          GenerateOptions options;
-          options.sample = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed};
-          options.max_tokens = max_tokens;
-          return generate_text(model, prompt, parse_special, add_special, options, threads, std::move(on_text));
-        },
-        "model"_a, "prompt"_a, nb::kw_only(), "parse_special"_a, "add_special"_a, "max_tokens"_a, "temperature"_a,
-        "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "threads"_a, "on_text"_a = nb::none());
+  m.def(
+      "methods",
+      [] {
+        std::vector<Method> out;
+        for (const Method* method : all_methods()) out.push_back(*method);
+        return out;
+      },
+      "All methods, sorted by family and name.");
+  m.def(
+      "named_text", [](const std::string& name) { return take(read_named_text(name)); }, "name"_a,
+      "A built-in text ('builtin:prose') or the text of a file.");
+  m.def(
+      "generate",
+      [](const ModelPtr& model, const std::string& prompt, bool parse_special, bool add_special, int64_t max_tokens,
+         double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed, unsigned threads,
+         std::optional<std::function<bool(std::string)>> on_text) {
+        GenerateOptions options;
+        options.sample = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed};
+        options.max_tokens = max_tokens;
+        return generate_text(model, prompt, parse_special, add_special, options, threads, std::move(on_text));
+      },
+      "model"_a, "prompt"_a, nb::kw_only(), "parse_special"_a, "add_special"_a, "max_tokens"_a, "temperature"_a,
+      "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "threads"_a, "on_text"_a = nb::none());
   m.def("perplexity", &eval_perplexity, "model"_a, "text"_a, nb::kw_only(), "context"_a, "max_chunks"_a, "threads"_a,
         "progress"_a = nb::none());
   m.def("kl", &eval_kl, "model"_a, "reference"_a, "text"_a, nb::kw_only(), "context"_a, "max_chunks"_a, "threads"_a,
