@@ -86,11 +86,14 @@ class SumLinear final : public Linear {
     const auto& in = static_cast<const SumInput&>(input);
     const int64_t c0 = t0 * kTileRows, c1 = std::min(rows_, t1 * kTileRows);
     terms_[0]->run_tiles(t0, t1, *in.parts[0], n, y, ldy);
-    std::vector<float> part(static_cast<size_t>(n * ldy));
+    // Other terms go to a buffer of these columns alone; run_tiles counts columns from 0, hence the shifted start.
+    const int64_t width = c1 - c0;
+    std::vector<float> part(static_cast<size_t>(n * width));
     for (size_t i = 1; i < terms_.size(); ++i) {
-      terms_[i]->run_tiles(t0, t1, *in.parts[i], n, part.data(), ldy);
+      terms_[i]->run_tiles(t0, t1, *in.parts[i], n, part.data() - c0, width);
       for (int64_t k = 0; k < n; ++k) {
-        for (int64_t c = c0; c < c1; ++c) y[k * ldy + c] += factors_[i] * part[static_cast<size_t>(k * ldy + c)];
+        for (int64_t c = 0; c < width; ++c)
+          y[k * ldy + c0 + c] += factors_[i] * part[static_cast<size_t>(k * width + c)];
       }
     }
   }
