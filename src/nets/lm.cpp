@@ -299,6 +299,7 @@ Tensor final_norm(const LmWeights& weights, const Tensor& x) {
 }
 
 Tensor lm_logits(const LmWeights& weights, const Tensor& tokens) {
+  const OneThread one;
   const LmConfig& c = weights.config();
   const LmContext context = make_context(c, tokens.size(1));
   Tensor x = embed(weights, tokens);

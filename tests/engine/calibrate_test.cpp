@@ -41,6 +41,7 @@ struct Direct {
 
 // Loss: sum over all positions but the last of -log p(next token).
 Direct direct(const Fixture& f, const Tensor& tokens) {
+  const OneThread one;
   Direct d;
   const auto weights = f.weights();
   const LmContext context = make_context(f.config, tokens.size(1));

@@ -9,13 +9,16 @@
 
 #include "nets/axis_group.h"
 #include "nets/fixture.h"
+#include "tensor/parallel.h"
 
 namespace pith {
 namespace {
 
 double gap(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
-class Architecture : public testing::TestWithParam<std::string> {};
+class Architecture : public testing::TestWithParam<std::string> {
+  OneThread one_;  // tiny tensors: a second thread only waits
+};
 INSTANTIATE_TEST_SUITE_P(Nets, Architecture, testing::ValuesIn(fixture_names()),
                          [](const auto& info) { return info.param; });
 
