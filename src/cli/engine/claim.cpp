@@ -1,10 +1,11 @@
 // pith claim NAME: reruns a paper's central inequality and says whether it holds.
+#include "engine/claim.h"
+
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 
 #include "cli/engine/commands.h"
-#include "engine/claim.h"
 
 namespace pith {
 

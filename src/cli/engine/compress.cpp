@@ -21,16 +21,20 @@ void CompressOptions::add_to(CLI::App& app) {
                  "Calibration text: a file, a folder, several with commas, or 'self' (written by the model); default: "
                  "the built-in mixture");
   app.add_option("--calib-sequences", request.calibration_sequences, "Sequences of calibration text")
-      ->capture_default_str()->check(CLI::Range(1, 1 << 20));
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("--fisher-sequences", request.fisher_sequences, "Of these, how many also give gradients")
-      ->capture_default_str()->check(CLI::Range(0, 1 << 20));
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--sequence-length", request.sequence_length, "Tokens of a sequence")
-      ->capture_default_str()->check(CLI::Range(8, 1 << 20));
+      ->capture_default_str()
+      ->check(CLI::Range(8, 1 << 20));
   app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str();
   app.add_option("--plan", request.plan, "Follow this plan file instead of solving one");
   app.add_option("--eval", eval, "Held-out texts to measure on, with commas; default: the built-in ones");
   app.add_option("--eval-chunks", request.eval_chunks, "Chunks of 512 tokens measured of each text (0: do not measure)")
-      ->capture_default_str()->check(CLI::Range(0, 1 << 20));
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--report", report, "Also write the report as HTML here (and as JSON beside it)");
   app.add_option("--work", request.work_folder, "Folder of finished units; default OUTPUT.work");
   app.add_option("--cache", request.cache_folder, "Folder that keeps calibration statistics between runs");
@@ -82,7 +86,8 @@ std::string summary(const Report& r) {
     rows.push_back({"memory when loaded", print_size(*r.before.loaded_bytes), print_size(*r.after.loaded_bytes)});
   for (const ReportText& t : r.texts) {
     rows.push_back({"perplexity, " + t.name, number(t.perplexity_before, 3), number(t.perplexity_after, 3)});
-    rows.push_back({"  mean KL, same top-1", "", number(t.kl, 4) + fmt::format(", {:.1f} %", 100 * t.top1.value_or(0))});
+    rows.push_back(
+        {"  mean KL, same top-1", "", number(t.kl, 4) + fmt::format(", {:.1f} %", 100 * t.top1.value_or(0))});
   }
   rows.push_back({"time, peak memory", print_duration(r.seconds.value_or(0)), print_size(r.peak_memory.value_or(0))});
   return format_table(rows, {false, true, true});
@@ -102,8 +107,8 @@ int run_compression(CompressOptions& options) {
     terminal.note(fmt::format("{} weights, {} now{}; method {}", print_count(p.weights), print_size(p.input_bytes),
                               p.target_bytes > 0 ? ", to at most " + print_size(p.target_bytes) : "", p.method));
     if (p.seconds > 0)
-      terminal.note(fmt::format("about {} and {} of memory; predicted loss {:.3f} nats a token", print_duration(p.seconds),
-                                print_size(p.peak_memory), p.predicted_loss));
+      terminal.note(fmt::format("about {} and {} of memory; predicted loss {:.3f} nats a token",
+                                print_duration(p.seconds), print_size(p.peak_memory), p.predicted_loss));
     if (options.dry_run) return 0;
   }
   const CompressResult result = compress(request, terminal);
@@ -122,9 +127,9 @@ int run_compression(CompressOptions& options) {
 int compress_command(const Arguments& arguments) {
   CompressOptions options;
   std::string allow;
-  const auto app = new_app("compress",
-                           "Cuts a language model to a budget: the best file of that size, with the loss measured.",
-                           "pith compress SmolLM2.gguf --size 60MB -o small.pith --report report.html");
+  const auto app =
+      new_app("compress", "Cuts a language model to a budget: the best file of that size, with the loss measured.",
+              "pith compress SmolLM2.gguf --size 60MB -o small.pith --report report.html");
   options.add_to(*app);
   app->add_option("--allow", allow, "Methods the solver may choose from: 'gptq:bits=2..4;spqr'");
   if (const auto code = parse_arguments(*app, arguments)) return *code;

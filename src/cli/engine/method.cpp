@@ -13,8 +13,9 @@ int method_command(std::string_view family, const Arguments& arguments) {
   if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h") {
     std::vector<std::vector<std::string>> rows;
     for (const std::string& name : known) rows.push_back({"  " + name, std::string(find_method(name)->title)});
-    must(print_out("pith " + std::string(family) + " METHOD MODEL [options] -o OUTPUT\n\nMethods:\n" + format_table(rows, {}) +
-                   "\n'pith " + std::string(family) + " METHOD --help' shows one with its options.\n"));
+    must(print_out("pith " + std::string(family) + " METHOD MODEL [options] -o OUTPUT\n\nMethods:\n" +
+                   format_table(rows, {}) + "\n'pith " + std::string(family) +
+                   " METHOD --help' shows one with its options.\n"));
     return arguments.empty() ? 2 : 0;
   }
   const std::string& name = arguments[0];
@@ -25,13 +26,17 @@ int method_command(std::string_view family, const Arguments& arguments) {
   CompressOptions options;
   std::map<std::string, std::string> given;
   std::string tensors = name == "ec" || name == "gguf" ? "all" : "blocks";
-  const auto app = new_app(std::string(family) + " " + name, std::string(method->title) + ".", std::string(method->example));
+  const auto app =
+      new_app(std::string(family) + " " + name, std::string(method->title) + ".", std::string(method->example));
   options.add_to(*app);
   add_method_options(*app, *method, given);
   app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
-      ->check(CLI::IsMember({"blocks", "all"}))->capture_default_str();
+      ->check(CLI::IsMember({"blocks", "all"}))
+      ->capture_default_str();
   if (method->needs.base)
-    app->add_option("--compressed", options.request.base, "The compressed model that is to be mended; MODEL is the original")->required();
+    app->add_option("--compressed", options.request.base,
+                    "The compressed model that is to be mended; MODEL is the original")
+        ->required();
   if (const auto code = parse_arguments(*app, Arguments(arguments.begin() + 1, arguments.end()))) return *code;
   options.finish(std::string(family), arguments);
   options.request.embeddings = tensors == "all";
