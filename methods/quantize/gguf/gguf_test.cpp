@@ -40,7 +40,7 @@ Tensor decoded(const NodePtr& node) {
   return at::from_blob(values.data(), {node->rows(), node->cols()}, at::kFloat).clone();
 }
 
-double output_error(const Data& d, const Tensor& x, const Tensor& target, const NodePtr& node) {
+double output_error(const Tensor& x, const Tensor& target, const NodePtr& node) {
   return at::pow(target - at::mm(x, decoded(node).t()), 2).mean().item<double>();
 }
 
@@ -52,7 +52,7 @@ TEST(Gguf, WalkBeatsPlainRoundingInEveryType) {
     const NodePtr walked = fit(d, name), plain = fit(d, name + ",compensate=false");
     EXPECT_EQ(static_cast<const Blocks&>(*walked).type(), *ggml_type_from_name(type));
     EXPECT_EQ(walked->bits().total(), plain->bits().total());
-    EXPECT_LT(output_error(d, d.x, target, walked), 0.97 * output_error(d, d.x, target, plain)) << type;
+    EXPECT_LT(output_error(d.x, target, walked), 0.97 * output_error(d.x, target, plain)) << type;
   }
 }
 
@@ -71,8 +71,8 @@ TEST(Gguf, TargetCorrectionRepairsShiftedInputs) {
   d.moments = Moments();
   d.moments.add(xq);
   const Tensor cross = at::mm(x.t().to(at::kDouble), xq.to(at::kDouble)) / static_cast<double>(x.size(0));
-  const double corrected = output_error(d, xq, target, fit(d, "type=Q4_K", cross));
-  const double plain = output_error(d, xq, target, fit(d, "type=Q4_K,correct=false", cross));
+  const double corrected = output_error(xq, target, fit(d, "type=Q4_K", cross));
+  const double plain = output_error(xq, target, fit(d, "type=Q4_K,correct=false", cross));
   EXPECT_LT(corrected, 0.95 * plain);
 }
 
