@@ -5,6 +5,7 @@ The templates are written for this test in the manner of the supported model fam
 arguments nothing is written; pith's program of the peers' tests is compared on them (see tokenizer_peers.py).
 Run with a Python that has jinja2.
 """
+import datetime
 import json
 import pathlib
 
@@ -233,6 +234,7 @@ def environment():
     env.filters["tojson"] = lambda x, ensure_ascii=False, indent=None, separators=None, sort_keys=False: json.dumps(
         x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     env.globals["raise_exception"] = raise_exception
+    env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return env
 
 

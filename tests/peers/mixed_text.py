@@ -40,16 +40,16 @@ CODE = [
     "\t\t\tif (!ok)\n\t\t\t\tgoto fail;   \n        \n    \n\n\n   x = 100000000 + 12345678901234567890;\n",
 ]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<|begin_of_text|>", "<|eot_id|>",
-            "[INST]", "<0x0A>", "▁", "<start_of_turn>", "<pad>", "Ġ", "Ċ"]
+            "[INST]", "<0x0A>", "▁", "<start_of_turn>", "<pad>", "Ġ", "Ċ", "  <tool> ", "<zo\u0308>", "<z\u00f6>", "the"]
 
 
 def _characters(rng, count):
-    """Characters of every assigned category of Unicode 13 and older, which all peers know."""
+    """Characters of every category, as old as Unicode 3.2, so that all peers know them."""
     out = []
     while len(out) < count:
         plane = rng.choice([0x300, 0x3000, 0x10000, 0x20000])
         c = chr(rng.randrange(plane))
-        if unicodedata.category(c) not in ("Cn", "Cs", "Co"):
+        if unicodedata.ucd_3_2_0.category(c) not in ("Cn", "Cs", "Co"):
             out.append(c)
     return "".join(out)
 
@@ -96,12 +96,14 @@ def broken(data, seed=1, rate=0.002):
     """
     rng = random.Random(seed)
     out = bytearray()
-    for b in data:
+    for i, b in enumerate(data):
         r = rng.random()
+        alone = b < 0x80 and (i == 0 or data[i - 1] < 0x80)  # a continuation byte here continues nothing
+        bad = rng.choice([0x80, 0x9F, 0xBF, 0xF9, 0xFF] if alone else [0xF9, 0xFE, 0xFF])
         if r < rate:
-            out.append(rng.choice([0x80, 0x9F, 0xBF, 0xF8, 0xFE, 0xFF]))
+            out.append(bad)
         elif r < 1.5 * rate:
-            out += bytes([b, rng.choice([0x80, 0xBF, 0xF9, 0xFF])])
+            out += bytes([b, bad])
         else:
             out.append(b)
     return bytes(out)
