@@ -35,6 +35,9 @@ constexpr Param kParams[] = {
     {"outlier-threshold", ParamType::real, "0.2", 0, 1e9, "",
      "tau: squared error, relative to the layer's, above which a weight is kept apart; 0 = no outliers"},
     {"simplified-outliers", ParamType::boolean, "false", 0, 0, "", "skip the leave-one-out test"},
+    {"outlier-choice", ParamType::choice, "error", 0, 0, "error|magnitude",
+     "an outlier is what errs most at the output (the paper), or what is largest: w^2 > tau times the mean (to "
+     "compare)"},
     {"target-bits", ParamType::real, "0", 0, 32, "",
      "choose tau so that a weight takes at most so many bits, everything counted; 0 = use outlier-threshold"},
     {"order", ParamType::choice, "act", 0, 0, "act|natural", "walk columns by falling input power, or as they are"},

@@ -19,8 +19,9 @@ namespace {
 struct SpqrWalk {
   GridBuilder& grid;
   const std::vector<float>& u;  // U_jj
-  float threshold;
+  float threshold;              // infinity: no outliers
   bool test;
+  bool by_magnitude;
   DType outlier_type;
   int64_t cols;
   std::vector<float>& outliers;  // [rows, cols]; NaN: none here
@@ -32,7 +33,10 @@ struct SpqrWalk {
     for (int64_t r = 0; r < rows; ++r) {
       std::copy(w + r * ld, w + r * ld + n, values.begin());
       if (test && n > 1 && std::isfinite(threshold)) {
-        leave_one_out(values.data(), u.data() + col0, n, grid.largest_code(), threshold, likely.data(), scratch);
+        if (by_magnitude)
+          for (size_t j = 0; j < values.size(); ++j) likely[j] = values[j] * values[j] > threshold;
+        else
+          leave_one_out(values.data(), u.data() + col0, n, grid.largest_code(), threshold, likely.data(), scratch);
         double sum = 0;
         int64_t stay = 0;
         for (size_t j = 0; j < values.size(); ++j)
@@ -48,7 +52,7 @@ struct SpqrWalk {
 
   float quantize(int64_t row, int64_t col, float w) {
     const float e = (w - grid.rounded(row, col, w)) / u[static_cast<size_t>(col)];
-    if (!(e * e > threshold)) return grid.quantize(row, col, w);
+    if (!((by_magnitude ? w * w : e * e) > threshold)) return grid.quantize(row, col, w);
     grid.quantize(row, col, 0);
     const float kept = outlier_type == DType::f16 ? half_to_float(float_to_half(w)) : w;
     outliers[static_cast<size_t>(row * cols + col)] = kept;
@@ -63,6 +67,7 @@ struct Prepared {
   std::vector<float> u;
   std::vector<uint32_t> order;  // empty: natural
   double spread = 0;            // mean_j(var_rows(W_j) / U_jj^2)
+  double power = 0;             // mean of w^2
   float largest = 0;
 };
 
@@ -87,6 +92,7 @@ Prepared prepare(const FitJob& job, const Options& options) {
   // The variance of a single row is nothing; its size stands in.
   const Tensor centred = w.size(0) > 1 ? w - w.mean(0, true) : w;
   p.spread = ((centred * centred).mean(0) / diagonal.to(at::kDouble).pow(2)).mean().item<double>();
+  p.power = (w * w).mean().item<double>();
   return p;
 }
 
@@ -101,10 +107,16 @@ NodePtr fit_with(const Prepared& p, const Options& options, double tau) {
   spec.stat_group = std::stoi(options.text("stat-group"));
   GridBuilder grid(rows, cols, spec, p.largest);
   std::vector<float> outliers(static_cast<size_t>(rows * cols), std::numeric_limits<float>::quiet_NaN());
-  const double threshold = std::isfinite(tau) ? tau * p.spread : tau;
-  SpqrWalk policy{
-      grid, p.u,     static_cast<float>(threshold), !options.flag("simplified-outliers"), value_type(p.largest),
-      cols, outliers};
+  const bool by_magnitude = options.text("outlier-choice") == "magnitude";
+  const double threshold = std::isfinite(tau) ? tau * (by_magnitude ? p.power : p.spread) : tau;
+  SpqrWalk policy{grid,
+                  p.u,
+                  static_cast<float>(threshold),
+                  !options.flag("simplified-outliers"),
+                  by_magnitude,
+                  value_type(p.largest),
+                  cols,
+                  outliers};
   gptq_walk(weight, p.upper, grid.group(), policy);
 
   std::vector<uint32_t> starts{0}, columns;

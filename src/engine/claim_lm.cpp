@@ -1,0 +1,135 @@
+#include "engine/claim_lm.h"
+
+#include <cstdlib>
+
+#include "base/file.h"
+#include "represent/dense.h"
+#include "runtime/builtin_text.h"
+#include "runtime/evaluate.h"
+#include "runtime/lm.h"
+#include "runtime/method.h"
+#include "runtime/model_file.h"
+#include "runtime/tokenizer.h"
+
+namespace pith {
+namespace {
+
+std::string model_folder(const ClaimRun& run) {
+  if (!run.model_folder.empty()) return run.model_folder;
+  const char* home = std::getenv("PITH_HOME");
+  for (const std::string& root : {std::string(home != nullptr ? home : "."), std::string(".")})
+    if (is_directory(root + "/testdata/lm-s")) return root + "/testdata/lm-s";
+  throw Failure(user_error(
+      "there is no testdata/lm-s here; run from Pith's source folder, set PITH_HOME to it, or name a model folder"));
+}
+
+std::string text_of(const std::string& folder, const char* name, bool calibration) {
+  const std::string path = folder + "/" + name;
+  if (file_exists(path)) return must(read_text(path, 1ull << 30));
+  if (calibration) return must(builtin_calibration_text());
+  std::string text;
+  for (const HeldoutText& t : builtin_heldout_texts()) text += std::string(t.text) + "\n\n";
+  return text;
+}
+
+}  // namespace
+
+ClaimLm::ClaimLm(const ClaimRun& run, int64_t length, int64_t test_sequences)
+    : length_(length), progress_(run.progress != nullptr ? *run.progress : quiet_progress()) {
+  const std::string folder = model_folder(run);
+  model_ = must(open_model(folder));
+  weights_ = weights_of(model_);
+  length_ = std::min(length_, model_.config.context);
+  const Tokenizer tokenizer = must(Tokenizer::create(model_.tokenizer));
+  const auto tokens = [&](const char* name, bool calibration) {
+    return must(tokenizer.encode(text_of(folder, name, calibration), {.add_special = false}));
+  };
+  calibration_ = tokens("calib.txt", true);
+  test_ = tokens("test.txt", false);
+  const int64_t sequences = std::min<int64_t>(test_sequences, static_cast<int64_t>(test_.size()) / length_);
+  if (sequences == 0 || static_cast<int64_t>(calibration_.size()) < 2 * length_)
+    throw Failure(
+        user_error(folder + ": calib.txt and test.txt must hold more than " + std::to_string(length_) + " tokens"));
+  // Sequences spread over the whole text, so that a short measurement still sees all of it.
+  std::vector<int32_t> spread;
+  const int64_t stride = (static_cast<int64_t>(test_.size()) - length_) / sequences;
+  for (int64_t s = 0; s < sequences; ++s)
+    spread.insert(spread.end(), test_.begin() + s * stride, test_.begin() + s * stride + length_);
+  test_ = std::move(spread);
+}
+
+Tensor ClaimLm::calibration(uint64_t seed, int64_t sequences) const {
+  at::Generator g = at::detail::createCPUGenerator(seed);
+  const int64_t last = static_cast<int64_t>(calibration_.size()) - length_;
+  const Tensor starts = at::randint(0, last, {sequences}, g, at::kLong);
+  Tensor out = at::empty({sequences, length_}, at::kLong);
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t start = starts.const_data_ptr<int64_t>()[s];
+    std::copy(calibration_.begin() + start, calibration_.begin() + start + length_,
+              out.data_ptr<int64_t>() + s * length_);
+  }
+  return out;
+}
+
+double ClaimLm::perplexity(const NodeMap& replaced) const {
+  Model changed = model_;
+  for (ModelTensor& tensor : changed.tensors)
+    if (const auto at = replaced.find(tensor.name); at != replaced.end()) tensor.node = at->second;
+  const auto lm = must(Lm::load(changed, {.precision = Precision::exact, .kv = KvType::f32}, pool_, quiet_progress()));
+  return must(pith::perplexity(*lm, test_, {.context = length_, .full_window = true}, pool_, quiet_progress())).ppl;
+}
+
+void ClaimLm::replace(const TensorMap& tensors) {
+  for (ModelTensor& tensor : model_.tensors) {
+    const auto at = tensors.find(tensor.name);
+    if (at == tensors.end()) continue;
+    const Tensor value = at->second.to(at::kCPU, at::kFloat).contiguous();
+    const std::span<const float> numbers(value.const_data_ptr<float>(), static_cast<size_t>(value.numel()));
+    tensor.node = must(Dense::from(DType::f32, tensor.node->rows(), tensor.node->cols(), numbers));
+  }
+  weights_ = weights_of(model_);
+}
+
+NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const NodeMap& base) {
+  NodeMap out;
+  BlockSession session(lm.weights(), calibration, {});
+  int64_t done = 0;
+  while (session.next()) {
+    const auto statistics = session.collect({}, {.fp = false, .prefix = true});
+    for (const LmLinear& linear : session.block().linears()) {
+      if (linear.router) continue;
+      FitJob job;
+      job.name = linear.name;
+      job.weight = session.block().weight(linear.name);
+      job.inputs = &statistics.at(linear.input).prefix;
+      if (const auto at = base.find(linear.name); at != base.end()) job.base = at->second;
+      const NodePtr node = rule(job);
+      Tensor decoded = at::empty({node->rows(), node->cols()}, at::kFloat);
+      node->decode_rows(0, node->rows(), decoded.data_ptr<float>());
+      session.replace(linear.name, decoded);
+      out[linear.name] = node;
+    }
+    if (!lm.progress().step({"fit", "block", static_cast<uint64_t>(++done), static_cast<uint64_t>(lm.config().layers)}))
+      throw Failure(user_error("stopped"));
+  }
+  return out;
+}
+
+NodePtr fit_spec(const std::string& spec, const FitJob& job) {
+  const MethodSpec parts = split_spec(spec);
+  const Method* method = find_method(parts.method);
+  const Fit* fit = find_fit(parts.method);
+  if (method == nullptr || fit == nullptr) throw Failure(bug_error("claim: there is no fit '" + parts.method + "'"));
+  return fit->run(job, must(Options::parse(parts.options, method->params)));
+}
+
+double mean_bits(const NodeMap& nodes) {
+  double bits = 0, weights = 0;
+  for (const auto& [name, node] : nodes) {
+    bits += static_cast<double>(node->bits().total());
+    weights += static_cast<double>(node->rows() * node->cols());
+  }
+  return bits / weights;
+}
+
+}  // namespace pith

@@ -1,0 +1,62 @@
+// What claims on language models share: a small float model with its texts, block by block compression with the
+// compressed prefix, and perplexity measured by the runtime that users run.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/threads.h"
+#include "engine/calibrate.h"
+#include "engine/claim.h"
+#include "engine/fit.h"
+#include "nets/lm.h"
+#include "represent/model.h"
+
+namespace pith {
+
+using NodeMap = std::map<std::string, NodePtr, std::less<>>;
+
+/// A model folder with calib.txt and test.txt beside the weights (else the built-in texts), cut into sequences.
+class ClaimLm {
+ public:
+  /// The folder of `run`, or testdata/lm-s below the working folder or $PITH_HOME. Throws Failure when there is none.
+  /// `test_sequences` of `length` tokens are scored.
+  ClaimLm(const ClaimRun& run, int64_t length, int64_t test_sequences);
+
+  const Model& model() const { return model_; }
+  const LmConfig& config() const { return model_.config; }
+  int64_t length() const { return length_; }
+  /// [sequences, length] tokens at seeded places of the calibration text.
+  Tensor calibration(uint64_t seed, int64_t sequences) const;
+  /// Perplexity on the test text with some matrices replaced; every token but the first of a sequence is scored.
+  double perplexity(const NodeMap& replaced) const;
+  /// The model with fp32 tensors of these names in place of its own (planted weights).
+  void replace(const TensorMap& tensors);
+  const LmWeights& weights() const { return *weights_; }
+  ThreadPool& pool() const { return pool_; }
+  Progress& progress() const { return progress_; }
+
+ private:
+  Model model_;
+  std::unique_ptr<LmWeights> weights_;
+  std::vector<int32_t> calibration_, test_;
+  int64_t length_;
+  Progress& progress_;
+  mutable ThreadPool pool_;
+};
+
+/// Compresses all block matrices in network order; inputs come from the blocks compressed so far. Statistics of a block
+/// are taken once, with the block's own weights as they were. `base` (may be empty) fills FitJob::base.
+using FitRule = std::function<NodePtr(const FitJob& job)>;
+NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const NodeMap& base = {});
+
+/// The fit that a spec names: "gptq:bits=3,group=40".
+NodePtr fit_spec(const std::string& spec, const FitJob& job);
+
+/// Bits a weight over all these matrices, everything counted.
+double mean_bits(const NodeMap& nodes);
+
+}  // namespace pith
