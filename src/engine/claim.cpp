@@ -90,15 +90,17 @@ Ledger run_claim(const Claim& claim, const ClaimRun& run) {
   ledger.name = claim.name;
   ledger.result = claim.run(run);
   ledger.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const std::string& folder = run.model_folder;
+  ledger.model = folder.empty() ? "testdata/lm-s" : folder.substr(folder.find_last_of('/') + 1);
   ledger.machine = fmt::format("{} cores, {}", usable_cores(), cpu_name());
   return ledger;
 }
 
 std::string print_ledger(const Ledger& ledger) {
-  std::string out =
-      fmt::format("# claim: {}\n# statement: {}\n# holds: {}\n# found: {}\n# machine: {}\n# seconds: {:.0f}\n",
-                  ledger.name, one_line(ledger.result.statement), ledger.result.holds ? "yes" : "no",
-                  one_line(ledger.result.found), one_line(ledger.machine), ledger.seconds);
+  std::string out = fmt::format(
+      "# claim: {}\n# statement: {}\n# holds: {}\n# found: {}\n# model: {}\n# machine: {}\n# seconds: {:.0f}\n",
+      ledger.name, one_line(ledger.result.statement), ledger.result.holds ? "yes" : "no", one_line(ledger.result.found),
+      one_line(ledger.model), one_line(ledger.machine), ledger.seconds);
   out += std::string(kHeader) + "\n";
   for (const ClaimRow& row : ledger.result.rows)
     out += fmt::format("{},{},{},{:.6g}\n", csv_field(row.arm), csv_field(row.metric), row.seed, row.value);
@@ -125,6 +127,7 @@ Result<Ledger> read_ledger(std::string_view text) {
       if (key == "claim") ledger.name = value;
       if (key == "statement") ledger.result.statement = value;
       if (key == "found") ledger.result.found = value;
+      if (key == "model") ledger.model = value;
       if (key == "machine") ledger.machine = value;
       if (key == "holds") {
         if (value != "yes" && value != "no") return wrong("yes or no");

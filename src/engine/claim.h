@@ -46,6 +46,7 @@ const Claim* find_claim(std::string_view name);
 struct Ledger {
   std::string name;
   ClaimResult result;
+  std::string model;    ///< name of the model's folder, or "testdata/lm-s"
   std::string machine;  ///< "2 cores, Intel Xeon …, avx512"
   double seconds = 0;
 };

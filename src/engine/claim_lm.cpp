@@ -115,6 +115,19 @@ NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& 
   return out;
 }
 
+NodeMap fit_alone(const ClaimLm& lm, const FitRule& rule) {
+  NodeMap out;
+  for (int64_t layer = 0; layer < lm.config().layers; ++layer)
+    for (const LmLinear& linear : block_linears(lm.config(), layer)) {
+      if (linear.router) continue;
+      FitJob job;
+      job.name = linear.name;
+      job.weight = lm.weights().tensor(linear.name);
+      out[linear.name] = rule(job);
+    }
+  return out;
+}
+
 NodePtr fit_spec(const std::string& spec, const FitJob& job) {
   const MethodSpec parts = split_spec(spec);
   const Method* method = find_method(parts.method);

@@ -53,6 +53,9 @@ class ClaimLm {
 using FitRule = std::function<NodePtr(const FitJob& job)>;
 NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const NodeMap& base = {});
 
+/// The same without calibration: every matrix by itself.
+NodeMap fit_alone(const ClaimLm& lm, const FitRule& rule);
+
 /// The fit that a spec names: "gptq:bits=3,group=40".
 NodePtr fit_spec(const std::string& spec, const FitJob& job);
 

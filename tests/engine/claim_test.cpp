@@ -10,6 +10,7 @@ namespace {
 Ledger sample() {
   Ledger ledger;
   ledger.name = "spqr";
+  ledger.model = "lm-m";
   ledger.machine = "2 cores, Some CPU";
   ledger.seconds = 83;
   ledger.result = {{{"spqr", "ppl", 1, 9.25},

@@ -26,22 +26,15 @@ Moments permuted_spectrum(const Moments& moments) {
 
 ClaimResult run(const ClaimRun& request) {
   const int seeds = request.quick ? 1 : 3;
-  const ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 32 : 128);
+  const ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 32 : 48);
   const int64_t sequences = request.quick ? 16 : 32;
-  const std::vector<int> ranks = request.quick ? std::vector<int>{8} : std::vector<int>{8, 32};
+  const std::vector<int> ranks{8};
   ClaimResult result;
   const double float_ppl = lm.perplexity({});
   result.rows.push_back({"float", "ppl", 0, float_ppl});
 
   // Rounding to nearest knows no calibration: one base for all seeds.
-  NodeMap base;
-  for (int64_t layer = 0; layer < lm.config().layers; ++layer)
-    for (const LmLinear& linear : block_linears(lm.config(), layer)) {
-      FitJob job;
-      job.name = linear.name;
-      job.weight = lm.weights().tensor(linear.name);
-      if (!linear.router) base[linear.name] = fit_spec("rtn:bits=3,group=128", job);
-    }
+  const NodeMap base = fit_alone(lm, [](const FitJob& job) { return fit_spec("rtn:bits=3,group=128", job); });
   const double none = lm.perplexity(base);
   result.rows.push_back({"no path", "ppl", 0, none});
   result.rows.push_back({"no path", "bits", 0, mean_bits(base)});
