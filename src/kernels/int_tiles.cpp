@@ -110,9 +110,13 @@ static std::optional<IntLayout> grid_layout(const Grid& node) {
   return l;
 }
 
-std::optional<IntLayout> int_layout(const Node& node) {
+std::optional<IntLayout> int_layout(const Node& node, bool keep_rows) {
   if (const auto* blocks = dynamic_cast<const Blocks*>(&node)) return block_layout(*blocks);
-  if (const auto* grid = dynamic_cast<const Grid*>(&node)) return grid_layout(*grid);
+  if (const auto* grid = dynamic_cast<const Grid*>(&node)) {
+    auto layout = grid_layout(*grid);
+    if (layout && layout->bits == 0) layout->sort_rows = !keep_rows;
+    return layout;
+  }
   return std::nullopt;
 }
 
@@ -133,7 +137,7 @@ std::unique_ptr<IntTiles> IntTiles::make(const Node& node, const IntLayout& layo
 uint64_t IntTiles::ram_bytes() const {
   return codes_.bytes() + tile_offset_.size() * 8 + tile_bits_.size() + row_scale_.bytes() + d32_.bytes() +
          m32_.bytes() + d_.bytes() + m_.bytes() + d_code_.bytes() + m_code_.bytes() + factors_.size() * 4 +
-         sparse_.bytes();
+         order_.size() * 4 + sparse_.bytes();
 }
 
 std::string IntTiles::describe() const {
@@ -268,7 +272,10 @@ void IntTiles::fill_scales(const Grid& grid) {
   const int64_t padded = l.tiles() * kTileRows;
   if (const auto* rc = dynamic_cast<const RowColField*>(grid.scale().get())) {
     reserve(row_scale_, padded);
-    for (int64_t r = 0; r < l.rows; ++r) row_scale_.get()[r] = rc->steps()[rc->row_log()[static_cast<size_t>(r)]];
+    for (int64_t p = 0; p < l.rows; ++p) {
+      const size_t r = order_.empty() ? static_cast<size_t>(p) : order_[static_cast<size_t>(p)];
+      row_scale_.get()[p] = rc->steps()[rc->row_log()[r]];
+    }
     factors_.resize(static_cast<size_t>(l.cols));
     for (size_t c = 0; c < factors_.size(); ++c) {
       factors_[c] = static_cast<float>(std::exp2(rc->col_log()[c] / 16.0));
@@ -344,26 +351,62 @@ TileWidth choose_tile_width(std::span<const int16_t> codes, int64_t chunks) {
   return best;
 }
 
-// Reads codes tile by tile, in pieces that suit entropy-coded rows.
+// Reads codes in pieces that suit entropy-coded rows: use(first row, codes of the rows of the piece).
 template <class F>
-static void each_tile(const Codes& codes, F use) {
+static void each_piece(const Codes& codes, F use) {
   const int64_t rows = codes.rows(), cols = codes.cols();
   constexpr int64_t kPiece = 16 * kTileRows;
   std::vector<int16_t> buffer(static_cast<size_t>(std::min(rows, kPiece) * cols));
   for (int64_t r0 = 0; r0 < rows; r0 += kPiece) {
     const int64_t r1 = std::min(rows, r0 + kPiece);
     codes.read_rows(r0, r1, buffer.data());
-    for (int64_t r = r0; r < r1; r += kTileRows) {
-      const int64_t count = (std::min(r1, r + kTileRows) - r) * cols;
-      use(r / kTileRows, std::span<const int16_t>(buffer.data() + (r - r0) * cols, static_cast<size_t>(count)));
+    use(r0, std::span<const int16_t>(buffer.data(), static_cast<size_t>((r1 - r0) * cols)));
+  }
+}
+
+// use(tile, codes of its rows). With `order`, place i of the tiles is row order[i]; then the whole matrix is held as
+// 16-bit codes for the time of the call.
+template <class F>
+static void each_tile(const Codes& codes, bool sort, std::vector<uint32_t>& order, F use) {
+  const int64_t rows = codes.rows(), cols = codes.cols();
+  if (!sort) {
+    each_piece(codes, [&](int64_t r0, std::span<const int16_t> piece) {
+      const auto tile = static_cast<size_t>(kTileRows * cols);
+      for (size_t at = 0; at < piece.size(); at += tile) {
+        use(r0 / kTileRows + static_cast<int64_t>(at / tile), piece.subspan(at, std::min(tile, piece.size() - at)));
+      }
+    });
+    return;
+  }
+  std::vector<int16_t> all(static_cast<size_t>(rows * cols));
+  std::vector<int64_t> size(static_cast<size_t>(rows));
+  each_piece(codes, [&](int64_t r0, std::span<const int16_t> piece) {
+    std::copy(piece.begin(), piece.end(), all.begin() + r0 * cols);
+    for (size_t i = 0; i < piece.size(); ++i) {
+      const int64_t c = piece[i];
+      // Squares up to a bound: a row is as wide as most of its codes, not as its largest one.
+      size[static_cast<size_t>(r0) + i / static_cast<size_t>(cols)] += std::min<int64_t>(c * c, 4096);
     }
+  });
+  order.resize(static_cast<size_t>(rows));
+  for (size_t r = 0; r < order.size(); ++r) order[r] = static_cast<uint32_t>(r);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return size[a] < size[b]; });
+  std::vector<int16_t> tile(static_cast<size_t>(kTileRows * cols));
+  for (int64_t p = 0; p < rows; p += kTileRows) {
+    const int64_t count = std::min(rows, p + kTileRows) - p;
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(all.begin() + order[static_cast<size_t>(p + i)] * cols, cols, tile.begin() + i * cols);
+    }
+    use(p / kTileRows, std::span<const int16_t>(tile.data(), static_cast<size_t>(count * cols)));
   }
 }
 
 uint64_t variable_width_bytes(const Grid& grid, const IntLayout& layout) {
   uint64_t bytes = layout.side_bytes() + static_cast<uint64_t>(layout.tiles()) * 9 + 8;
+  if (layout.sort_rows) bytes += static_cast<uint64_t>(layout.rows) * 4;
   int64_t corrections = 0;
-  each_tile(*grid.codes(), [&](int64_t, std::span<const int16_t> codes) {
+  std::vector<uint32_t> order;
+  each_tile(*grid.codes(), layout.sort_rows, order, [&](int64_t, std::span<const int16_t> codes) {
     const TileWidth w = choose_tile_width(codes, layout.chunks());
     bytes += static_cast<uint64_t>(layout.chunks()) * w.bits * 64;
     corrections += w.corrections;
@@ -374,7 +417,6 @@ uint64_t variable_width_bytes(const Grid& grid, const IntLayout& layout) {
 
 void IntTiles::fill_grid(const Grid& grid) {
   const IntLayout& l = layout_;
-  fill_scales(grid);
   const int64_t chunks = l.chunks(), stride = chunks * kChunk;
   const bool variable = l.bits == 0;
   std::vector<uint8_t> levels(static_cast<size_t>(kTileRows * stride)), packed;
@@ -384,7 +426,7 @@ void IntTiles::fill_grid(const Grid& grid) {
   } else {
     codes_ = Aligned<uint8_t>(static_cast<size_t>(l.tiles() * chunks * l.bits * 64));
   }
-  each_tile(*grid.codes(), [&](int64_t t, std::span<const int16_t> codes) {
+  each_tile(*grid.codes(), l.sort_rows, order_, [&](int64_t t, std::span<const int16_t> codes) {
     const unsigned bits = variable ? choose_tile_width(codes, chunks).bits : l.bits;
     const int low = variable ? -(1 << (bits - 1)) : -l.zero, high = low + (1 << bits) - 1;
     std::fill(levels.begin(), levels.end(), static_cast<uint8_t>(0));
@@ -412,6 +454,7 @@ void IntTiles::fill_grid(const Grid& grid) {
     }
     pack_tile(bits, levels.data(), out);
   });
+  fill_scales(grid);
   if (variable) {
     codes_ = Aligned<uint8_t>(packed.size());
     std::copy(packed.begin(), packed.end(), codes_.get());
@@ -421,6 +464,24 @@ void IntTiles::fill_grid(const Grid& grid) {
     sparse_.code.shrink_to_fit();
     sparse_.row_start.shrink_to_fit();
   }
+}
+
+void IntTiles::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const {
+  if (order_.empty()) {
+    TileLinear::run_tiles(t0, t1, input, n, y, ldy);
+    return;
+  }
+  const int64_t p0 = t0 * kTileRows, width = std::min(rows_, t1 * kTileRows) - p0;
+  float* part = thread_scratch(4, static_cast<size_t>(n * width));
+  TileLinear::run_tiles(t0, t1, input, n, part - p0, width);
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t i = 0; i < width; ++i) y[k * ldy + order_[static_cast<size_t>(p0 + i)]] = part[k * width + i];
+  }
+}
+
+void IntTiles::decode_row(int64_t r, float* out) const {
+  if (!order_.empty()) r = std::find(order_.begin(), order_.end(), static_cast<uint32_t>(r)) - order_.begin();
+  TileLinear::decode_row(r, out);
 }
 
 void IntTiles::decode_panel(int64_t t, float* panel) const { ops_.decode_int(tile(t), panel); }

@@ -22,6 +22,7 @@ struct IntLayout {
   MinKind min = MinKind::none;
   int64_t group_halves = 0, groups = 0, groups_per_super = 1;
   bool column_factors = false;
+  bool sort_rows = false;  ///< tiles hold rows of similar width, so outputs are scattered
 
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t chunks() const { return (cols + kChunk - 1) / kChunk; }
@@ -30,8 +31,8 @@ struct IntLayout {
   uint64_t side_bytes() const;
 };
 
-/// nullopt when this node does not fit the layout.
-std::optional<IntLayout> int_layout(const Node& node);
+/// nullopt when this node does not fit the layout. `keep_rows`: the caller needs rows in their order.
+std::optional<IntLayout> int_layout(const Node& node, bool keep_rows = false);
 
 class IntTiles final : public TileLinear {
  public:
@@ -51,6 +52,8 @@ class IntTiles final : public TileLinear {
 
  private:
   IntTiles(const IntLayout& layout, const KernelOptions& options);
+  void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override;
+  void decode_row(int64_t r, float* out) const override;
   void decode_panel(int64_t t, float* panel) const override;
   void decode_panel_bf16(int64_t t, uint16_t* panel) const override;
   bool has_dot() const override { return true; }
@@ -67,6 +70,7 @@ class IntTiles final : public TileLinear {
   Aligned<uint8_t> codes_;
   std::vector<uint64_t> tile_offset_;  ///< only when tiles differ in width
   std::vector<uint8_t> tile_bits_;
+  std::vector<uint32_t> order_;  ///< row of each place, when rows are sorted; everything else counts places
   Aligned<float> row_scale_, d32_, m32_;
   Aligned<uint16_t> d_, m_;
   Aligned<int8_t> d_code_;

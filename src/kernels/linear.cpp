@@ -314,7 +314,7 @@ class DynamicInt8Linear final : public Linear {
       for (int64_t k = 0; k < n; ++k) std::copy_n(out.data() + k * kTileRows, width, y + k * ldy + t * kTileRows);
     }
   }
-  void decode_row(int64_t r, float* out) const override { child_->decode_row(r, out); }
+  void decode_row(int64_t r, float* out) const override { static_cast<const Linear&>(*child_).decode_row(r, out); }
   uint64_t ram_bytes() const override { return child_->ram_bytes(); }
   std::string describe() const override {
     return fmt::format("int8 activations, outliers from {} ({})", threshold_, child_->describe());
@@ -343,7 +343,7 @@ std::vector<float> floats(const FloatArray& a) {
 
 // A node that becomes one TileLinear whose single weights may be corrected; null for all others.
 std::unique_ptr<TileLinear> prepare_tiles(const NodePtr& node, const KernelOptions& options) {
-  if (const auto layout = int_layout(*node)) return IntTiles::make(*node, *layout, {}, options);
+  if (const auto layout = int_layout(*node, options.keep_rows)) return IntTiles::make(*node, *layout, {}, options);
   if (FloatTiles::takes(*node)) return FloatTiles::make(static_cast<const Dense&>(*node), options);
   return nullptr;
 }
@@ -379,6 +379,8 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
           fmt::format("this CPU cannot run the {} kernels; it has {}", isa_name(*options.isa), isa_name(have.back())));
     }
   }
+  KernelOptions part = options;
+  part.keep_rows = true;
   if (auto tiles = prepare_tiles(node, options)) return LinearPtr(std::move(tiles));
   if (const Blocks* blocks = permuted_blocks(*node)) {
     const auto& permuted = static_cast<const Permuted&>(*node);
@@ -401,7 +403,7 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   if (const auto* sum = dynamic_cast<const Sum*>(node.get())) {
     std::vector<LinearPtr> terms;
     for (const auto& t : sum->terms()) {
-      PITH_ASSIGN(auto linear, prepare_linear(t, options));
+      PITH_ASSIGN(auto linear, prepare_linear(t, part));
       terms.push_back(std::move(linear));
     }
     std::vector<float> ones(terms.size(), 1.0f);
@@ -409,8 +411,8 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   }
   if (const auto* line = dynamic_cast<const DepthLine*>(node.get())) {
     std::vector<LinearPtr> terms;
-    PITH_ASSIGN(auto base, prepare_linear(line->base(), options));
-    PITH_ASSIGN(auto slope, prepare_linear(line->slope(), options));
+    PITH_ASSIGN(auto base, prepare_linear(line->base(), part));
+    PITH_ASSIGN(auto slope, prepare_linear(line->slope(), part));
     terms.push_back(std::move(base));
     terms.push_back(std::move(slope));
     return LinearPtr(new SumLinear(std::move(terms), {1.0f, line->t()}));
@@ -421,24 +423,24 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   const auto* prefix = dynamic_cast<const Prefix*>(node.get());
   const auto* low_rank = prefix ? &prefix->low_rank() : dynamic_cast<const LowRank*>(node.get());
   if (low_rank != nullptr && low_rank->rank() > 0) {
-    PITH_ASSIGN(auto u, prepare_linear(low_rank->u(), options));
-    PITH_ASSIGN(auto v, prepare_linear(low_rank->v(), options));
+    PITH_ASSIGN(auto u, prepare_linear(low_rank->u(), part));
+    PITH_ASSIGN(auto v, prepare_linear(low_rank->v(), part));
     return LinearPtr(new LowRankLinear(std::move(u), std::move(v), prefix ? prefix->rank() : low_rank->rank()));
   }
   if (const Permuted* permuted = column_permutation(*node)) {
-    PITH_ASSIGN(auto child, prepare_linear(permuted->child(), options));
+    PITH_ASSIGN(auto child, prepare_linear(permuted->child(), part));
     std::vector<uint32_t> order(static_cast<size_t>(node->cols()));
     for (size_t j = 0; j < order.size(); ++j) order[j] = permuted->order()[static_cast<int64_t>(j)];
     return LinearPtr(new ColumnLinear(std::move(child), std::move(order), {}, {}));
   }
   if (const auto* scaled = dynamic_cast<const Scaled*>(node.get())) {
-    PITH_ASSIGN(auto child, prepare_linear(scaled->child(), options));
+    PITH_ASSIGN(auto child, prepare_linear(scaled->child(), part));
     auto scales = floats(scaled->scales());
     if (scaled->axis() == Axis::rows) return LinearPtr(new ColumnLinear(std::move(child), {}, {}, std::move(scales)));
     return LinearPtr(new ColumnLinear(std::move(child), {}, std::move(scales), {}));
   }
   if (const auto* dynamic = dynamic_cast<const DynamicInt8*>(node.get())) {
-    PITH_ASSIGN(auto child, prepare_linear(dynamic->child(), options));
+    PITH_ASSIGN(auto child, prepare_linear(dynamic->child(), part));
     const auto* tiles = dynamic_cast<const IntTiles*>(child.get());
     if (tiles == nullptr || tiles->layout().column_factors) return child;
     std::unique_ptr<IntTiles> owned(const_cast<IntTiles*>(static_cast<const IntTiles*>(child.release())));
@@ -447,11 +449,11 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   return LinearPtr(new NodeLinear(std::move(node), options));
 }
 
-uint64_t planned_ram_bytes(const Node& node) {
+uint64_t planned_ram_bytes(const Node& node, bool keep_rows) {
   const auto sparse_bytes = [](const Csr& csr) {
     return static_cast<uint64_t>(csr.rows() + 1) * 4 + static_cast<uint64_t>(csr.entries()) * 6;
   };
-  if (const auto layout = int_layout(node)) {
+  if (const auto layout = int_layout(node, keep_rows)) {
     if (layout->bits == 0) return variable_width_bytes(static_cast<const Grid&>(node), *layout);
     return layout->side_bytes() + static_cast<uint64_t>(layout->tiles() * layout->chunks()) * layout->bits * 64;
   }
@@ -465,19 +467,19 @@ uint64_t planned_ram_bytes(const Node& node) {
   if (dynamic_cast<const Sum*>(&node) || dynamic_cast<const DepthLine*>(&node) ||
       dynamic_cast<const DynamicInt8*>(&node)) {
     uint64_t n = 0;
-    for (const auto& child : node.children()) n += planned_ram_bytes(*child);
+    for (const auto& child : node.children()) n += planned_ram_bytes(*child, true);
     return n;
   }
   const auto* prefix = dynamic_cast<const Prefix*>(&node);
   const auto* low_rank = prefix ? &prefix->low_rank() : dynamic_cast<const LowRank*>(&node);
   if (low_rank != nullptr && low_rank->rank() > 0) {
-    return planned_ram_bytes(*low_rank->u()) + planned_ram_bytes(*low_rank->v());
+    return planned_ram_bytes(*low_rank->u(), true) + planned_ram_bytes(*low_rank->v(), true);
   }
   if (const Permuted* permuted = column_permutation(node)) {
-    return planned_ram_bytes(*permuted->child()) + static_cast<uint64_t>(node.cols()) * 4;
+    return planned_ram_bytes(*permuted->child(), true) + static_cast<uint64_t>(node.cols()) * 4;
   }
   if (const auto* scaled = dynamic_cast<const Scaled*>(&node)) {
-    return planned_ram_bytes(*scaled->child()) + static_cast<uint64_t>(scaled->scales().size()) * 4;
+    return planned_ram_bytes(*scaled->child(), true) + static_cast<uint64_t>(scaled->scales().size()) * 4;
   }
   return (node.bits().total() + 7) / 8;
 }

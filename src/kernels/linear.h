@@ -24,6 +24,7 @@ enum class Precision : uint8_t {
 struct KernelOptions {
   Precision precision = Precision::exact;
   std::optional<Isa> isa;  ///< empty = default_isa()
+  bool keep_rows = false;  ///< run_tiles must write exactly the rows of its tiles (set for parts of other matrices)
 };
 
 /// One matrix W [rows, cols] in its kernel layout. Immutable, so threads may share it.
@@ -52,7 +53,7 @@ class Linear {
   /// Matrices with the same cols() and the same key > 0 can share one Input; 0 = none shares it.
   virtual int input_key(int64_t /*n*/) const { return 0; }
   /// The rows of y come in tiles of 16 that can be computed independently: run_tiles writes columns 16 t0 to
-  /// min(16 t1, rows) of y (row stride `ldy`).
+  /// min(16 t1, rows) of y (row stride `ldy`), or as many others when the layout sorts rows; all tiles write all.
   int64_t tiles() const { return (rows_ + 15) / 16; }
   virtual void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const = 0;
 
@@ -71,6 +72,6 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options);
 
 /// What prepare_linear would hold in memory, without preparing: for `--ram` budgets. Exact for all nodes but those
 /// with entropy-coded codes, where the codes are read to know.
-uint64_t planned_ram_bytes(const Node& node);
+uint64_t planned_ram_bytes(const Node& node, bool keep_rows = false);
 
 }  // namespace pith

@@ -20,7 +20,7 @@ void* aligned_memory(size_t bytes) {
 }
 
 float* thread_scratch(int slot, size_t floats) {
-  thread_local Aligned<float> memory[4];
+  thread_local Aligned<float> memory[5];
   if (memory[slot].size() < floats) memory[slot] = Aligned<float>(floats + floats / 4);
   return memory[slot].get();
 }
