@@ -115,7 +115,7 @@ json arguments(const Scheme& s) {
 
 std::string_view format_of(const Scheme& s) { return s.int8_activations ? "int-quantized" : "pack-quantized"; }
 
-json quantization_config(const std::vector<Out>& tensors) {
+json quantization_config(const std::vector<Out>& tensors, bool tied_embeddings) {
   std::map<Scheme, std::vector<std::string>> groups;
   std::vector<std::string> plain;
   for (const Out& out : tensors) {
@@ -125,6 +125,7 @@ json quantization_config(const std::vector<Out>& tensors) {
     else
       plain.push_back(module_of(out.tensor->name));
   }
+  if (tied_embeddings) plain.push_back("lm_head");  // a module of its own there, without a tensor of its own
   json config = {{"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}, {"ignore", plain}};
   bool one_format = true;
   for (const auto& [scheme, modules] : groups) one_format &= format_of(scheme) == format_of(groups.begin()->first);
@@ -269,7 +270,8 @@ Status write_compressed_tensors(const Model& model, const std::string& path, DTy
     return writer.finish();
   };
   return write_huggingface_folder(path, model.config, model.tokenizer, dtype,
-                                  {{"quantization_config", quantization_config(tensors)}}, weights, overwrite);
+                                  {{"quantization_config", quantization_config(tensors, model.config.tied_embeddings)}},
+                                  weights, overwrite);
 }
 
 }  // namespace pith

@@ -15,7 +15,7 @@ from compressed_tensors.compressors import BaseCompressor  # noqa: E402
 from compressed_tensors.quantization import QuantizationConfig  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("PITH_BUILD", "build/release"))
-SCHEMES = ["4,g32", "4,g16,zero", "8", "8,zero", "4", "8,g32,zero", "8,int8", "4,g32+8,zero"]
+SCHEMES = ["4,g32", "4,g16,zero", "8", "8,zero", "4", "8,g32,zero", "8,int8", "4,g32+8,zero", "4,tied"]
 
 
 def export(tmp_path, scheme):
@@ -64,7 +64,7 @@ def test_decompress_gives_our_weights(tmp_path, scheme):
 # Zero points load with dequantize=True only: without it compressed-tensors 0.20 makes room for unpacked ones (the "meta"
 # branch of its compress() forgets to pack them), whatever its own writer stores.
 @pytest.mark.parametrize("scheme,dequantize", [("4,g32", False), ("8", False), ("4,g32", True), ("4,g16,zero", True),
-                                               ("4,g32+8", False)])
+                                               ("4,g32+8", False), ("4,g32,tied", False)])
 def test_transformers_runs_it(tmp_path, scheme, dequantize):
     quantized, decoded = export(tmp_path, scheme)
     how = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if dequantize else {}

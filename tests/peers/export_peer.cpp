@@ -1,7 +1,7 @@
 // Makes a folder in compressed-tensors layout, and the same weights decoded, for compressed_tensors_peers_test.py.
 // usage: export_peer SCHEME QUANTIZED_FOLDER DECODED_FOLDER
 // SCHEME: comma-separated words out of 4 8 (bits), gN (group; else one scale a row), sym, zero (integer zeros), int8
-// (dynamic int8 activations); '+' between two schemes alternates them over the matrices.
+// (dynamic int8 activations), tied (embeddings); '+' between two schemes alternates them over the matrices.
 #include <cmath>
 #include <cstdio>
 #include <sstream>
@@ -89,6 +89,7 @@ Status run(const std::string& schemes, const std::string& quantized, const std::
   c.intermediate = 96;
   c.vocab = 120;
   c.context = 128;
+  c.tied_embeddings = schemes.find("tied") != std::string::npos;
   size_t matrix = 0;
   const auto choices = split(schemes, '+');
   for (const TensorSpec& spec : expected_tensors(c)) {

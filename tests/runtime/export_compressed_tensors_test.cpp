@@ -106,6 +106,7 @@ TEST(CompressedTensors, LayoutHoldsTheSameWeights) {
     const auto& q = config["quantization_config"];
     EXPECT_EQ(q["quant_method"], "compressed-tensors");
     EXPECT_EQ(q["format"], "pack-quantized");
+    EXPECT_EQ(q["ignore"], nlohmann::json::array({"lm_head"}));
     const auto& weights = q["config_groups"]["group_0"]["weights"];
     EXPECT_EQ(weights["symmetric"], c.symmetric);
     EXPECT_EQ(weights["strategy"], c.group == 0 ? "channel" : "group");
