@@ -13,6 +13,12 @@
 
 namespace pith {
 
+/// The folder that holds `path`.
+static std::string folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
 static Error io_error(const std::string& path, const char* what) {
   return user_error(path + ": " + what + ": " + std::strerror(errno));
 }
@@ -73,6 +79,13 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, bool overwrite) {
   file.path_ = path;
   file.overwrite_ = overwrite;
   file.temporary_ = path + ".part." + std::to_string(::getpid());
+  // A file without a name vanishes by itself when the process is killed. Not every file system has them.
+  if (::access("/proc/self/fd", X_OK) == 0)
+    file.fd_ = ::open(folder_of(path).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0644);
+  if (file.fd_ >= 0) {
+    file.nameless_ = true;
+    return file;
+  }
   file.fd_ = ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file.fd_ < 0) return io_error(path, "cannot write here");
   return file;
@@ -83,14 +96,15 @@ AtomicFile::AtomicFile(AtomicFile&& other) noexcept
       temporary_(std::move(other.temporary_)),
       fd_(other.fd_),
       position_(other.position_),
-      overwrite_(other.overwrite_) {
+      overwrite_(other.overwrite_),
+      nameless_(other.nameless_) {
   other.fd_ = -1;
   other.temporary_.clear();
 }
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  if (!temporary_.empty() && !nameless_) ::unlink(temporary_.c_str());
 }
 
 Status AtomicFile::write(std::span<const std::byte> data) {
@@ -121,20 +135,32 @@ Status AtomicFile::pad_to(uint64_t alignment) {
 
 Status AtomicFile::commit() {
   if (::fsync(fd_) != 0) return io_error(path_, "cannot write");
+  // link refuses to replace a file that came into being meanwhile; rename would lose it.
+  const std::string self = "/proc/self/fd/" + std::to_string(fd_);
+  const char* from = nameless_ ? self.c_str() : temporary_.c_str();
+  const auto link_to = [&](const std::string& to) {
+    return ::linkat(AT_FDCWD, from, AT_FDCWD, to.c_str(), nameless_ ? AT_SYMLINK_FOLLOW : 0) == 0;
+  };
+  bool linked = link_to(path_);
+  if (!linked && errno == EEXIST && !overwrite_)
+    return user_error(path_ + ": exists already; choose another name or pass --force");
+  if (!linked && nameless_) {
+    // To replace a file, the new one needs a name of its own first.
+    ::unlink(temporary_.c_str());
+    if (!link_to(temporary_)) return io_error(path_, "cannot give the finished file its name");
+    nameless_ = false;
+  }
+  // Some file systems know no hard links, so a named file falls through to rename here.
+  if (!linked && ::rename(temporary_.c_str(), path_.c_str()) != 0) return io_error(path_, "cannot rename into place");
+  if (linked && !nameless_) ::unlink(temporary_.c_str());
+  temporary_.clear();
   ::close(fd_);
   fd_ = -1;
-  // link() refuses to replace a file that came into being meanwhile; rename() would lose it.
-  if (!overwrite_) {
-    if (::link(temporary_.c_str(), path_.c_str()) == 0) {
-      ::unlink(temporary_.c_str());
-      temporary_.clear();
-      return {};
-    }
-    if (errno == EEXIST) return user_error(path_ + ": exists already; choose another name or pass --force");
-    // Some file systems know no hard links: fall through to rename.
+  // The name must survive a power cut as well; best effort, some file systems refuse.
+  if (const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); folder >= 0) {
+    ::fsync(folder);
+    ::close(folder);
   }
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) return io_error(path_, "cannot rename into place");
-  temporary_.clear();
   return {};
 }
 

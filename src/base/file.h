@@ -36,7 +36,8 @@ Result<std::string> read_text(const std::string& path, uint64_t max_bytes);
 bool file_exists(const std::string& path);
 bool is_directory(const std::string& path);
 
-/// Writes into a temporary file beside `path`; `commit` does fsync and rename. Without commit nothing stays.
+/// Writes into a nameless file in the folder of `path` (a temporary one beside it where the file system has no such
+/// files); `commit` does fsync and gives it its name. Without commit nothing stays, a kill -9 included.
 class AtomicFile {
  public:
   /// Fails at once when `path` exists and `overwrite` is false, or when its folder cannot be written.
@@ -57,7 +58,7 @@ class AtomicFile {
   std::string path_, temporary_;
   int fd_ = -1;
   uint64_t position_ = 0;
-  bool overwrite_ = false;
+  bool overwrite_ = false, nameless_ = false;
 };
 
 /// AtomicFile in one call.

@@ -83,6 +83,7 @@ struct Terminal::State {
   std::string stage;
   double stage_began = 0;   // when the unit that the first event reported was started
   uint64_t stage_base = 0;  // units that were already there (a resumed run)
+  uint64_t stage_done = 0;
   double last_shown = -1e9;
   double last_event = 0;
   bool bar_visible = false;
@@ -124,13 +125,14 @@ bool Terminal::step(const ProgressEvent& event) {
   State& s = *state_;
   const std::lock_guard lock(s.mutex);
   const double now = s.device.now();
-  if (s.stage != event.stage) {
+  if (s.stage != event.stage || event.done < s.stage_done) {  // another stage, or the same one for another text
     s.stage = event.stage;
     s.stage_began = s.last_event;
     s.stage_base = event.done > 0 ? event.done - 1 : 0;
     s.last_shown = s.device.tty ? -1e9 : now;  // lines: the first one after 10 s
   }
   s.last_event = now;
+  s.stage_done = event.done;
   const double seconds = now - s.stage_began;
   const double fresh = static_cast<double>(event.done - std::min(event.done, s.stage_base));
   const double rate = seconds > 0 ? fresh / seconds : 0;

@@ -142,13 +142,14 @@ TEST_F(PithTest, VerifyPassesWhatIsWholeAndFindsEveryFlippedBit) {
 }
 
 TEST_F(PithTest, EvalAndGenerateRun) {
-  const Ran ppl = run({"eval", "ppl", pith, "--text", text, "--context", "64", "--json", "--progress", "none"});
+  const Ran ppl = run({"eval", "ppl", pith, "--text", text, "--context", "64", "--chunks", "4", "--threads", "1",
+                       "--json", "--progress", "none"});
   ASSERT_EQ(ppl.code, 0) << ppl.err;
   const double value = nlohmann::json::parse(ppl.out)["texts"][0]["perplexity"];
   EXPECT_GT(value, 1);
   // The same model through another door: the same perplexity, and no distance at all.
-  const Ran kl =
-      run({"eval", "kl", gguf, "--against", pith, "--text", text, "--context", "64", "--json", "--progress", "none"});
+  const Ran kl = run({"eval", "kl", gguf, "--against", pith, "--text", text, "--context", "64", "--chunks", "4",
+                      "--threads", "1", "--json", "--progress", "none"});
   ASSERT_EQ(kl.code, 0) << kl.err;
   const auto j = nlohmann::json::parse(kl.out)["texts"][0];
   EXPECT_NEAR(j["model"]["perplexity"].get<double>(), value, 1e-3 * value);
