@@ -21,9 +21,9 @@ constexpr int kLogGrain = 2;           // we use eighths of an octave: 0.1 % of 
 // Rows that the calibration text hardly ever moved would get absurdly wide steps: no row is rounded more than
 // 2^3 times coarser than the (geometric) mean row.
 constexpr double kWidestRow = 3.0;
-// Inputs with a few massive values ask for very fine columns; 2^9 times finer than the mean column keeps codes in 16
-// bits.
-constexpr double kFinestColumn = 9.0;
+// Inputs with a few massive values ask for very fine columns. Codes have 16 bits: when they do not suffice, the finest
+// columns are made coarser, this many octaves at a time, until they do.
+constexpr double kFinestColumn = 9.0, kCoarsening = 2.0;
 
 struct RoundToStep {
   std::span<const uint8_t> row_log, col_log;
@@ -80,26 +80,16 @@ std::vector<double> row_octaves(const FitJob& job, bool fisher) {
   return octaves;
 }
 
-NodePtr run(const FitJob& job, const Options& options) {
-  const int64_t rows = job.weight.size(0), cols = job.weight.size(1);
-  Tensor weight = job.weight.to(at::kCPU, at::kFloat).contiguous().clone();
-  if (!at::isfinite(weight).all().item<bool>())
-    throw Failure(data_error(job.name + ": holds NaN or infinity; ec cannot round it"));
-
-  Tensor upper;
-  if (knows_inputs(job)) {
-    const OneThread one;
-    upper = upper_inverse_factor(job.inputs->second(), options.real("damp"), job.name).upper;
-  } else {
-    upper = at::eye(cols, at::kDouble);
-  }
-
+/// The walk with no column more than 2^finest times finer than the mean one; null when a code does not fit 16 bits.
+NodePtr walk(const FitJob& job, const Options& options, const Tensor& upper, double finest) {
+  Tensor weight = usable_weight(job);
+  const int64_t rows = weight.size(0), cols = weight.size(1);
   std::vector<double> column(static_cast<size_t>(cols));
   const Tensor diagonal = upper.diagonal().contiguous();
-  for (int64_t j = 0; j < cols; ++j) column[static_cast<size_t>(j)] = std::log2(diagonal.data_ptr<double>()[j]);
+  for (int64_t j = 0; j < cols; ++j) column[static_cast<size_t>(j)] = std::log2(diagonal.const_data_ptr<double>()[j]);
   double mean_column = 0;
   for (const double o : column) mean_column += o / static_cast<double>(cols);
-  for (double& o : column) o = std::max(o, mean_column - kFinestColumn);
+  for (double& o : column) o = std::max(o, mean_column - finest);
   double row_base = 0, col_base = 0;
   const auto row_log = quantised_logs(row_octaves(job, options.flag("fisher")), row_base);
   const auto col_log = quantised_logs(column, col_base);
@@ -112,19 +102,29 @@ NodePtr run(const FitJob& job, const Options& options) {
   if (options.flag("compensate")) {
     gptq_walk(weight, upper, cols, policy);
   } else {
-    float* w = weight.data_ptr<float>();
+    const float* w = weight.const_data_ptr<float>();
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < cols; ++c) policy.quantize(r, c, w[r * cols + c]);
   }
 
   const auto [lowest, highest] = std::minmax_element(codes.begin(), codes.end());
-  if (*lowest == -32767 || *highest == 32767)
-    throw Failure(user_error(job.name + ": steps of " + options.text("step") +
-                             " are too fine for weights of this size; raise option 'step'"));
+  if (*lowest == -32767 || *highest == 32767) return nullptr;  // saturated
   unsigned width = 1;
   while ((*highest - *lowest) >> width != 0) ++width;
   const int offset = std::min<int>(*lowest, 32768 - (1 << width));  // the whole range of codes fits 16 bits
   return must(Grid::make(must(PackedCodes::pack(rows, cols, width, offset, codes)), {}, field));
+}
+
+NodePtr run(const FitJob& job, const Options& options) {
+  Tensor upper = at::eye(job.weight.size(1), at::kDouble);
+  if (knows_inputs(job)) {
+    const OneThread one;
+    upper = upper_inverse_factor(*job.inputs, options.real("damp"), job.name).upper;
+  }
+  for (double finest = kFinestColumn; finest >= 0; finest -= kCoarsening)
+    if (NodePtr node = walk(job, options, upper, finest)) return node;
+  throw Failure(user_error(job.name + ": steps of " + options.text("step") +
+                           " are too fine for weights of this size; raise option 'step'"));
 }
 
 }  // namespace

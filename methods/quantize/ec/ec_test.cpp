@@ -99,5 +99,19 @@ TEST(Ec, MassiveInputKeepsCodesInRange) {
   for (const float v : decode_all(*node)) ASSERT_TRUE(std::isfinite(v));
 }
 
+TEST(Ec, ColumnsTooFineForSixteenBitsAreMadeCoarser) {
+  // A massive input whose column would need codes beyond 16 bits at this step (seen in SmolLM2's down projections).
+  Problem p = problem(32, 64, 7);
+  Tensor x = at::randn({256, 64}, at::detail::createCPUGenerator(8), at::kFloat);
+  x.select(1, 7).mul_(1e3);
+  p.moments = Moments();
+  p.moments.add(x);
+  p.job.weight.select(1, 7).mul_(40);
+  const NodePtr node = fit(p, "step=0.01");
+  EXPECT_TRUE(std::isfinite(loss(p, *node)));
+  const NodePtr nothing = fit(p, "step=1e9");  // every code is 0
+  EXPECT_LT(loss(p, *node), 1e-3 * loss(p, *nothing));
+}
+
 }  // namespace
 }  // namespace pith
