@@ -23,8 +23,7 @@ file(GLOB _nvidia LIST_DIRECTORIES true "${_site}/nvidia/*/lib")
 
 add_library(Libtorch::Libtorch INTERFACE IMPORTED)
 target_include_directories(Libtorch::Libtorch SYSTEM INTERFACE "${_torch}/include")
-# The wheel brings its own fmt headers, newer than the system's library: header-only they need no library.
-target_compile_definitions(Libtorch::Libtorch INTERFACE AT_PER_OPERATOR_HEADERS FMT_HEADER_ONLY)
+target_compile_definitions(Libtorch::Libtorch INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_libraries(Libtorch::Libtorch INTERFACE "${_torch}/lib/libtorch_cpu.so" "${_torch}/lib/libc10.so")
 target_link_options(Libtorch::Libtorch INTERFACE "-Wl,-rpath,${_torch}/lib" "-Wl,--disable-new-dtags"
                     "-Wl,--allow-shlib-undefined")

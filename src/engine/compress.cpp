@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +9,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "base/file.h"
 #include "base/hash.h"
@@ -67,14 +67,9 @@ struct Recipe {
 };
 
 Recipe recipe(const MethodSpec& spec) {
-  const Method* method = find_method(spec.method);
+  const Method* method = must(require_method(spec.method));
   const Fit* fit = find_fit(spec.method);
-  if (method == nullptr || fit == nullptr) {
-    std::vector<std::string> known;
-    for (const Fit* f : all_fits()) known.emplace_back(f->name);
-    throw Failure(user_error(
-        fmt::format("there is no method '{}' for weights{}", spec.method, did_you_mean(spec.method, known))));
-  }
+  if (fit == nullptr) throw Failure(user_error(fmt::format("method '{}' does not compress weights", spec.method)));
   return {method, fit, must(Options::parse(spec.options, method->params).context(spec.method))};
 }
 
@@ -132,7 +127,11 @@ class Compressor {
   // ---- units
   // ------------------------------------------------------------------------------------------------------------
   using Choice = std::vector<Recipe>;  // one a target
-  Unit fit_one(const JobSet& jobs, const Target& target, const Recipe& recipe, const NodePtr& base) const;
+  /// Runs the fit and predicts its loss; `name` given: reads the unit of that name, or commits it.
+  Unit fit_unit(FitJob job, const Recipe& recipe, const std::string* name);
+  std::optional<Unit> finished_unit(const std::string& name) const;
+  /// Weights of these targets together.
+  double weights_of_targets(const std::vector<size_t>& which) const;
   /// Fits what is not in the work folder yet, layer by layer; returns bytes and losses, leaves the units in the folder.
   struct Done {
     NodeMap nodes;
@@ -160,10 +159,11 @@ class Compressor {
   // ---- output
   // -------------------------------------------------------------------------------------------------------------
   Model finished(const NodeMap& nodes, const std::string& report_json);
-  uint64_t written_bytes(const Model& model);
+  /// Exact size of the file that write() would make.
+  uint64_t written_bytes(const Model& model) const;
   uint64_t measure_bytes(const NodeMap& nodes);
   void write(const Model& model, const std::string& path, bool overwrite);
-  Plan make_plan(const Done& done) const;
+  Plan make_plan(const NodeMap& nodes) const;
   void fill_report(Report& report, const Done& done, const Model& model);
 
   void stage(const std::string& name) {
@@ -222,7 +222,8 @@ Needs Compressor::needs() const {
   Needs n;
   if (request_.allow.empty()) return {.moments = true, .cross = gguf_, .row_fisher = true};
   for (const MethodSpec& spec : request_.allow) {
-    const Needs& m = find_method(spec.method)->needs;
+    const Recipe r = recipe(spec);
+    const Needs m = needs_of(*r.method, r.options);
     n.moments |= m.moments, n.cross |= m.cross, n.row_fisher |= m.row_fisher, n.base |= m.base;
   }
   // Choosing among methods compares their losses, and a loss means something only in units of the text's loss.
@@ -254,13 +255,23 @@ std::vector<size_t> Compressor::all_targets() const {
   return which;
 }
 
-Unit Compressor::fit_one(const JobSet& jobs, const Target& target, const Recipe& recipe, const NodePtr& base) const {
-  FitJob job = jobs.make(target);
-  job.base = base;
-  job.seed = hash64(target.name, request_.seed);
+double Compressor::weights_of_targets(const std::vector<size_t>& which) const {
+  double weights = 0;
+  for (const size_t i : which) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  return weights;
+}
+
+std::optional<Unit> Compressor::finished_unit(const std::string& name) const {
+  if (!work_->has(name)) return std::nullopt;
+  return must(unpack_unit(must(work_->read(name)), Limits{}));
+}
+
+Unit Compressor::fit_unit(FitJob job, const Recipe& recipe, const std::string* name) {
+  job.seed = hash64(job.name, request_.seed);
   Unit unit;
   unit.node = recipe.fit->run(job, recipe.options);
   unit.loss = predicted_loss(job, *unit.node);
+  if (name != nullptr) must(work_->commit(*name, pack_unit(unit)));
   return unit;
 }
 
@@ -276,10 +287,10 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   for (const auto& [layer, members] : by_layer) {
     std::vector<size_t> missing;
     for (const size_t i : members) {
-      if (commit && work_->has(name_of(i))) {
-        const Unit unit = must(unpack_unit(must(work_->read(name_of(i))), Limits{}));
-        nodes[i] = unit.node;
-        done.loss[i] = unit.loss;
+      const std::optional<Unit> unit = commit ? finished_unit(name_of(i)) : std::nullopt;
+      if (unit) {
+        nodes[i] = unit->node;
+        done.loss[i] = unit->loss;
       } else {
         missing.push_back(i);
       }
@@ -287,9 +298,10 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
     if (!missing.empty()) {
       const JobSet jobs(*weights_, statistics_.get(), layer);
       const auto work = [&](size_t i) {
-        const ModelTensor* base = base_ ? base_->find(targets_[i].name) : nullptr;
-        const Unit unit = fit_one(jobs, targets_[i], choice[i], base != nullptr ? base->node : nullptr);
-        if (commit) must(work_->commit(name_of(i), pack_unit(unit)));
+        FitJob job = jobs.make(targets_[i]);
+        if (const ModelTensor* base = base_ ? base_->find(targets_[i].name) : nullptr) job.base = base->node;
+        const std::string name = name_of(i);
+        const Unit unit = fit_unit(std::move(job), choice[i], commit ? &name : nullptr);
         nodes[i] = unit.node;
         done.loss[i] = unit.loss;
       };
@@ -323,13 +335,9 @@ Compressor::Done Compressor::run_sequential(const Choice& choice) {
   const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };
   uint64_t finished = 0;
   const uint64_t total = all_targets().size();
-  const auto keep = [&](size_t i, const Unit& unit) {
-    done.nodes[targets_[i].name] = unit.node;
-    done.loss[i] = unit.loss;
-  };
   // Embedding and head are fitted on the float model's statistics: the lookup comes before every block.
   if (!ends.empty()) {
-    for (const auto& [name, node] : run_units(choice, ends, true, "quantize").nodes) done.nodes[name] = node;
+    done = run_units(choice, ends, true, "quantize");
     finished += ends.size();
   }
   for (int64_t layer = 0; session.next(); ++layer) {
@@ -341,24 +349,22 @@ Compressor::Done Compressor::run_sequential(const Choice& choice) {
     std::vector<Unit> units(members.size());
     parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t k) {
       const size_t i = members[static_cast<size_t>(k)];
-      if (work_->has(name_of(i))) {
-        units[static_cast<size_t>(k)] = must(unpack_unit(must(work_->read(name_of(i))), Limits{}));
+      const std::string name = name_of(i);
+      Unit& unit = units[static_cast<size_t>(k)];
+      if (std::optional<Unit> finished = finished_unit(name)) {
+        unit = std::move(*finished);
         return;
       }
       FitJob job = jobs.make(targets_[i]);
       const auto& s = inputs.at(targets_[i].input);
       job.inputs = &s.prefix;
       job.cross = s.cross;
-      job.seed = hash64(targets_[i].name, request_.seed);
-      Unit unit;
-      unit.node = choice[i].fit->run(job, choice[i].options);
-      unit.loss = predicted_loss(job, *unit.node);
-      must(work_->commit(name_of(i), pack_unit(unit)));
-      units[static_cast<size_t>(k)] = std::move(unit);
+      unit = fit_unit(std::move(job), choice[i], &name);
     });
     for (size_t k = 0; k < members.size(); ++k) {
-      keep(members[k], units[k]);
       const Target& t = targets_[members[k]];
+      done.nodes[t.name] = units[k].node;
+      done.loss[members[k]] = units[k].loss;
       const std::vector<float> values = decode_all(*units[k].node);
       session.replace(t.name, at::from_blob(const_cast<float*>(values.data()), {t.rows, t.cols}, at::kFloat).clone());
     }
@@ -389,9 +395,7 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
   const int64_t stride = std::max<int64_t>(1, layers / 6);
   for (size_t i = 0; i < targets_.size(); ++i)
     if (targets_[i].layer >= 0 && targets_[i].layer % stride == stride / 2) sample.push_back(i);
-  double sample_weights = 0, all_weights = 0;
-  for (const size_t i : sample) sample_weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
-  for (const size_t i : all_targets()) all_weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  const double sample_weights = weights_of_targets(sample), all_weights = weights_of_targets(all_targets());
   const MethodSpec* like = request_.allow.empty() ? nullptr : &request_.allow[0];
   double log_step = -12;  // 2^-12: about 4 bits for the models tried
   const double begin = now();
@@ -417,8 +421,7 @@ Compressor::Done Compressor::solve_step() {
   const bool by_loss = request_.budget.kind == Budget::Kind::loss;
   const std::vector<size_t> which = all_targets();
   const auto target = static_cast<double>(target_bytes());
-  double weights = 0;
-  for (const size_t i : which) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  const double weights = weights_of_targets(which);
 
   double step = 0;
   if (by_loss) {
@@ -459,7 +462,7 @@ Compressor::Done Compressor::solve_step() {
     }
     const auto size = static_cast<double>(measure_bytes(done.nodes));
     if (size <= target) {
-      low = low, high = std::min(high, log_step);
+      high = std::min(high, log_step);
       best = std::move(done), best_log = log_step, have_best = true;
       if (size >= target * 0.996) break;
     } else {
@@ -486,10 +489,9 @@ Compressor::Done Compressor::solve_knapsack() {
     Recipe r = recipe(spec);
     if (spec.method == "ec" && r.options.print().find("step=") == std::string::npos) {
       // ec has a continuous size: offer a ladder of steps around the one that meets the budget alone.
-      double weights = 0;
-      for (const size_t i : all_targets()) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
-      const double bits =
-          request_.budget.kind == Budget::Kind::loss ? 3.5 : static_cast<double>(target_bytes()) * 8 / weights;
+      const double bits = request_.budget.kind == Budget::Kind::loss
+                              ? 3.5
+                              : static_cast<double>(target_bytes()) * 8 / weights_of_targets(all_targets());
       const double middle = pilot_step(bits, nullptr, nullptr);
       for (int k = -4; k <= 4; ++k) options.push_back(ec_recipe(middle * std::exp2(k * 0.5), &spec));
     } else {
@@ -511,7 +513,6 @@ Compressor::Done Compressor::solve_knapsack() {
     }
   }
   stage("measure options");
-  const NodeMap none;
   const uint64_t overhead = [&] {
     uint64_t rest = 4096;
     for (const ModelTensor& t : model_.tensors)
@@ -568,11 +569,13 @@ Compressor::Done Compressor::solve_gguf_types() {
     parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t m) {
       const size_t k = members[static_cast<size_t>(m)];
       const FitJob job = jobs.make(targets_[which[k]]);
+      const std::vector<float> importance = walk_importance(job);
       for (const GgmlType type : kGgufTypes) {
         const auto row = ggml_row_bytes(type, job.weight.size(1));
         if (!row) continue;
         types[k].push_back(type);
-        units[k].push_back({*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, type)});
+        units[k].push_back(
+            {*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, importance, type)});
       }
     });
     finished += members.size();
@@ -580,7 +583,6 @@ Compressor::Done Compressor::solve_gguf_types() {
       throw Failure(user_error("stopped; the same command continues from here"));
   }
   curve_ = must(budget_curve(units, 40));
-  Done empty;
   const uint64_t target = target_bytes();
   choice_.assign(targets_.size(), recipe({"gguf", ""}));
   const auto take = [&](const KnapsackAnswer& answer, NodeMap* nodes) {
@@ -598,7 +600,7 @@ Compressor::Done Compressor::solve_gguf_types() {
   if (request_.budget.kind == Budget::Kind::loss) {
     take(must(best_for_loss(units, std::log1p(request_.budget.value) * 2)), nullptr);
   } else {
-    // The size of a GGUF depends on the types alone: measure a file of zeros, then solve for the real allowance.
+    // The size of a GGUF depends on the types alone: size a file of zeros, then solve for the real allowance.
     const KnapsackRange range = must(knapsack_range(units));
     const KnapsackAnswer trial = must(best_for_bytes(units, std::max(target, range.smallest_bytes)));
     NodeMap nodes;
@@ -656,8 +658,7 @@ Model Compressor::finished(const NodeMap& nodes, const std::string& report_json)
   if (gguf_)
     for (ModelTensor& t : out.tensors)
       if (const auto it = nodes.find(t.name); it != nodes.end()) t.node = it->second;
-  Done done{nodes, std::vector<double>(targets_.size(), 0)};
-  out.plan_json = print_plan(make_plan(done));
+  out.plan_json = print_plan(make_plan(nodes));
   out.report_json = report_json;
   return out;
 }
@@ -666,12 +667,8 @@ void Compressor::write(const Model& model, const std::string& path, bool overwri
   must(gguf_ ? write_gguf_model(model, path, overwrite) : write_pith(model, path, overwrite));
 }
 
-uint64_t Compressor::written_bytes(const Model& model) {
-  const std::string trial = work_->path() + "/trial";
-  write(model, trial, true);
-  const uint64_t bytes = file_bytes(trial);
-  ::unlink(trial.c_str());
-  return bytes;
+uint64_t Compressor::written_bytes(const Model& model) const {
+  return must(gguf_ ? gguf_model_bytes(model) : pith_model_bytes(model));
 }
 
 /// Room for the measured report that the file gets at the end.
@@ -685,7 +682,7 @@ uint64_t Compressor::measure_bytes(const NodeMap& nodes) {
   return bytes;
 }
 
-Plan Compressor::make_plan(const Done& done) const {
+Plan Compressor::make_plan(const NodeMap& nodes) const {
   Plan plan;
   plan.input = request_.input;
   plan.input_hash = input_hash_;
@@ -695,8 +692,7 @@ Plan Compressor::make_plan(const Done& done) const {
   plan.settings["format"] = gguf_ ? "gguf" : "pith";
   plan.lower_bound = lower_bound_;
   for (size_t i = 0; i < targets_.size(); ++i) {
-    const auto it = done.nodes.find(targets_[i].name);
-    if (it == done.nodes.end() || choice_[i].method == nullptr) continue;
+    if (!nodes.contains(targets_[i].name) || choice_[i].method == nullptr) continue;
     PlanTensor t;
     t.name = targets_[i].name;
     t.method = choice_[i].print();
@@ -745,8 +741,7 @@ Preflight Compressor::preflight() {
   const double begin = now();
   calibrate_model(4, 4, "");
   const double calibration_seconds = now() - begin;
-  double weights = 0;
-  for (const size_t i : all_targets()) weights += static_cast<double>(targets_[i].rows * targets_[i].cols);
+  const double weights = weights_of_targets(all_targets());
   const double bits = out.target_bytes > 0 ? static_cast<double>(out.target_bytes) * 8 / weights : 3.5;
   double pass_seconds = 0;
   const double step = pilot_step(bits - 0.05, &out.predicted_loss, &pass_seconds);
@@ -793,7 +788,7 @@ CompressResult Compressor::run() {
   stage("quantize");
   Model result = finished(done.nodes, "");
   CompressResult out;
-  out.plan = make_plan(done);
+  out.plan = make_plan(done.nodes);
   fill_report(out.report, done, result);
   statistics_.reset();
   if (request_.eval_chunks > 0) {

@@ -9,17 +9,13 @@ namespace pith {
 
 static constexpr int64_t kSampleRows = 512;
 
-double gguf_rounding_loss(const FitJob& job, GgmlType type) {
+std::vector<float> walk_importance(const FitJob& job) {
+  if (!knows_inputs(job)) return std::vector<float>(static_cast<size_t>(job.weight.size(1)), 1.0f);
+  return inverse_squared_diagonal(upper_inverse_factor(*job.inputs, 0.01, job.name).upper);
+}
+
+double gguf_rounding_loss(const FitJob& job, const std::vector<float>& importance, GgmlType type) {
   const int64_t rows = job.weight.size(0), cols = job.weight.size(1);
-  std::vector<float> importance(static_cast<size_t>(cols), 1.0f);
-  if (job.inputs != nullptr) {
-    const Tensor diagonal =
-        upper_inverse_factor(job.inputs->second(), 0.01, job.name).upper.diagonal().to(at::kFloat).contiguous();
-    for (int64_t j = 0; j < cols; ++j) {
-      const float d = diagonal.data_ptr<float>()[j];
-      importance[static_cast<size_t>(j)] = 1 / (d * d);
-    }
-  }
   Tensor fisher;
   if (job.row_fisher.defined()) fisher = job.row_fisher.to(at::kDouble).contiguous();
   const Tensor weight = job.weight.to(at::kFloat).contiguous();

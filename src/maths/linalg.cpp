@@ -169,4 +169,14 @@ SquareRoot square_root(const Tensor& c, double floor, const std::string& what) {
   return result;
 }
 
+std::vector<float> inverse_squared_diagonal(const Tensor& upper) {
+  const Tensor diagonal = upper.diagonal().to(at::kFloat).contiguous();
+  std::vector<float> out(static_cast<size_t>(diagonal.size(0)));
+  for (size_t j = 0; j < out.size(); ++j) {
+    const float d = diagonal.const_data_ptr<float>()[j];
+    out[j] = 1 / (d * d);
+  }
+  return out;
+}
+
 }  // namespace pith

@@ -23,6 +23,9 @@ InverseFactor upper_inverse_factor(const Tensor& h, double damp = 0.01, const st
 /// The same of E[x x^T], without making that matrix: beside `moments`, memory holds the result only.
 InverseFactor upper_inverse_factor(const Moments& moments, double damp = 0.01, const std::string& what = "matrix");
 
+/// 1 / U_jj^2 of an upper factor [n, n], in fp32: what an error of column j costs the walk along it.
+std::vector<float> inverse_squared_diagonal(const Tensor& upper);
+
 /// Symmetric square root of a covariance and its inverse, from its eigenvectors.
 struct SquareRoot {
   Tensor root;       ///< C^(1/2) = Q sqrt(l) Q^T, [n, n] fp64; its null space stays null

@@ -40,7 +40,6 @@ struct BlockWalk {
   int64_t cols;
   std::byte* out;
   uint64_t row_bytes, block_bytes;
-  bool simulate;
   std::vector<BlockFields> fields;  // by row
 
   void begin_group(int64_t row0, int64_t rows, int64_t col0, int64_t group, const float* w, int64_t ld) {
@@ -87,7 +86,7 @@ struct BlockWalk {
   }
 
   void choose_sub_scale(BlockFields& f, int s, int64_t col0, int64_t n, const float* w) const {
-    if (!simulate || (f.d == 0 && f.dmin == 0)) return;
+    if (f.d == 0 && f.dmin == 0) return;
     int scale = f.scales[s], minimum = f.mins[s];
     // Weighted least squares of scale and minimum for the codes that the present ones give.
     const float a = f.d * static_cast<float>(scale), b = f.dmin * static_cast<float>(minimum);
@@ -125,35 +124,25 @@ struct BlockWalk {
 };
 
 NodePtr run(const FitJob& job, const Options& options) {
-  const int64_t rows = job.weight.size(0), cols = job.weight.size(1);
+  Tensor weight = usable_weight(job);
+  const int64_t rows = weight.size(0), cols = weight.size(1);
   GgmlType type = *ggml_type_from_name(options.text("type"));
   if (!ggml_row_bytes(type, cols)) type = *ggml_type_from_name(options.text("fallback"));
   const auto row_bytes = ggml_row_bytes(type, cols);
   if (!row_bytes)
     throw Failure(user_error(job.name + ": rows of " + std::to_string(cols) + " fit no block type of llama.cpp"));
-  Tensor weight = job.weight.to(at::kCPU, at::kFloat).contiguous().clone();
-  if (!at::isfinite(weight).all().item<bool>())
-    throw Failure(data_error(job.name + ": holds NaN or infinity; it cannot be rounded"));
-
   Tensor upper = at::eye(cols, at::kDouble);
   if (knows_inputs(job)) {
     const OneThread one;
-    const Tensor h = job.inputs->second();
-    const double damp = options.real("damp");
-    const InverseFactor factor = upper_inverse_factor(h, damp, job.name);
-    upper = factor.upper;
+    upper = upper_inverse_factor(*job.inputs, options.real("damp"), job.name).upper;
     if (options.flag("correct") && job.cross.defined()) {
       const Tensor inverse = at::mm(upper.t(), upper);  // (Hq + damping)^-1
-      weight = weight + at::mm(weight.to(at::kDouble), at::mm(job.cross - h, inverse)).to(at::kFloat);
+      weight =
+          weight + at::mm(weight.to(at::kDouble), at::mm(job.cross - job.inputs->second(), inverse)).to(at::kFloat);
     }
   }
   const Tensor u = upper.to(at::kFloat).contiguous();
-  const Tensor diagonal = u.diagonal().contiguous();
-  std::vector<float> importance(static_cast<size_t>(cols));
-  for (int64_t j = 0; j < cols; ++j) {
-    const float d = diagonal.data_ptr<float>()[j];
-    importance[static_cast<size_t>(j)] = 1 / (d * d);
-  }
+  const std::vector<float> importance = inverse_squared_diagonal(upper);
   std::vector<std::byte> out(*row_bytes * static_cast<size_t>(rows));
   const BlockShape& shape = *block_shape(type);
   const uint64_t block_bytes = ggml_traits(type).bytes;
@@ -166,7 +155,6 @@ NodePtr run(const FitJob& job, const Options& options) {
                  out.data(),
                  *row_bytes,
                  block_bytes,
-                 true,
                  std::vector<BlockFields>(static_cast<size_t>(rows))};
   if (compensate) {
     gptq_walk(weight, upper, shape.sub, walk);
