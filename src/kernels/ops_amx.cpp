@@ -144,34 +144,20 @@ void gemm_bf16(const uint16_t* a, int64_t lda, int64_t m, const uint16_t* panel0
   _tile_release();
 }
 
+#include "kernels/common_ops.h"  // NOLINT(bugprone-suspicious-include)
+
 }  // namespace
 
 const Ops& ops_amx() {
-  static const Ops table = {.gemm_f32 = gemm_f32,
-                            .dot_f16 = dot_f16,
-                            .dot_bf16 = dot_bf16,
-                            .transpose16 = transpose16,
-                            .half_to_f32 = half_to_f32,
-                            .f32_to_half = f32_to_half,
-                            .quantize = quantize,
-                            .dot_int = dot_int,
-                            .decode_int = decode_int,
-                            .rms_norm = rms_norm,
-                            .add = add,
-                            .silu_mul = silu_mul,
-                            .gelu_mul = gelu_mul,
-                            .softcap = softcap,
-                            .rope = rope,
-                            .exp_sum = exp_sum,
-                            .max = max,
-                            .scale = scale,
-                            .dot = dot,
-                            .axpy = axpy,
-                            .decode_int_bf16 = decode_int_bf16,
-                            .pack_bf16 = pack_bf16,
-                            .pack_rows_bf16 = pack_rows_bf16,
-                            .f32_to_bf16 = f32_to_bf16,
-                            .gemm_bf16 = gemm_bf16};
+  static const Ops table = [] {
+    Ops ops = common_ops();
+    ops.decode_int_bf16 = decode_int_bf16;
+    ops.pack_bf16 = pack_bf16;
+    ops.pack_rows_bf16 = pack_rows_bf16;
+    ops.f32_to_bf16 = f32_to_bf16;
+    ops.gemm_bf16 = gemm_bf16;
+    return ops;
+  }();
   return table;
 }
 
