@@ -1,6 +1,7 @@
 #include "cli/command.h"
 
 #include <fmt/format.h>
+#include <pith/failure.h>
 
 #include <algorithm>
 #include <exception>
@@ -62,6 +63,8 @@ int run_program(int argc, char** argv, std::span<const Command> commands,
     Arguments arguments(argv + (help ? 3 : 2), argv + argc);
     if (help) arguments.assign(1, "--help");
     return command->run(arguments);
+  } catch (const Failure& failure) {
+    return fail(failure.error());
   } catch (const std::bad_alloc&) {
     return fail(user_error(name + ": out of memory; close other programs or use a machine with more memory"));
   } catch (const std::exception& e) {

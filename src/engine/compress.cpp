@@ -73,10 +73,18 @@ Recipe recipe(const MethodSpec& spec) {
   return {method, fit, must(Options::parse(spec.options, method->params).context(spec.method))};
 }
 
+/// `ec` with this step and the other options of `like` (an ec spec, or null).
 Recipe ec_recipe(double step, const MethodSpec* like) {
   Recipe r = recipe({"ec", like != nullptr ? like->options : ""});
   must(r.options.set("step", fmt::format("{:.6g}", step)));
   return r;
+}
+
+/// The first `ec` among what is allowed; null when there is none.
+const MethodSpec* ec_spec(const std::vector<MethodSpec>& allow) {
+  for (const MethodSpec& spec : allow)
+    if (spec.method == "ec") return &spec;
+  return nullptr;
 }
 
 class Compressor {
@@ -396,11 +404,11 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
   for (size_t i = 0; i < targets_.size(); ++i)
     if (targets_[i].layer >= 0 && targets_[i].layer % stride == stride / 2) sample.push_back(i);
   const double sample_weights = weights_of_targets(sample), all_weights = weights_of_targets(all_targets());
-  const MethodSpec* like = request_.allow.empty() ? nullptr : &request_.allow[0];
+  const MethodSpec* like = ec_spec(request_.allow);
   double log_step = -12;  // 2^-12: about 4 bits for the models tried
   const double begin = now();
   int rounds = 0;
-  for (; rounds < 5; ++rounds) {
+  for (; rounds < 8; ++rounds) {
     Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
     const Done done = run_units(choice, sample, false, "pilot");
     std::vector<NodePtr> nodes;
@@ -410,14 +418,14 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
     // One octave of step is one bit while codes are large, less when most of them are 0.
     const double error = bits - bits_per_weight;
     if (std::fabs(error) < 0.03) break;
-    log_step += error / std::clamp(bits / 3, 0.3, 1.0);
+    log_step += std::clamp(error / std::clamp(bits / 3, 0.3, 1.0), -2.5, 2.5);
   }
   if (seconds != nullptr) *seconds = (now() - begin) / (rounds + 1) * all_weights / sample_weights;
   return std::exp2(log_step);
 }
 
 Compressor::Done Compressor::solve_step() {
-  const MethodSpec* like = request_.allow.empty() ? nullptr : &request_.allow[0];
+  const MethodSpec* like = ec_spec(request_.allow);
   const bool by_loss = request_.budget.kind == Budget::Kind::loss;
   const std::vector<size_t> which = all_targets();
   const auto target = static_cast<double>(target_bytes());
@@ -473,7 +481,8 @@ Compressor::Done Compressor::solve_step() {
             ? std::clamp((size - last_size) / (log_step - last_log), -weights / 8 * 1.2, -weights / 8 * 0.2)
             : -weights / 8 * 0.9;
     last_log = log_step, last_size = size, have_last = true;
-    double next = log_step + (target * 0.998 - size) / slope;
+    // Memory moves in jumps (whole bits of a tile), so a secant may point far away: small steps then.
+    double next = log_step + std::clamp((target * 0.998 - size) / slope, -1.0, 1.0);
     if (next <= low || next >= high) next = low > -60 && high < 60 ? (low + high) / 2 : next;
     log_step = next;
   }

@@ -48,7 +48,11 @@ std::vector<int32_t> spread(const std::vector<int32_t>& tokens, int64_t chunks, 
   return out;
 }
 
-constexpr int64_t kContext = 512;
+/// Tokens of a chunk: 512, or what a smaller model was made for.
+int64_t chunk_length(const Model& model) {
+  constexpr int64_t kContext = 512;
+  return model.config.context > 0 ? std::min(kContext, model.config.context) : kContext;
+}
 
 std::string answer(const Lm& lm, const Tokenizer& tokenizer, const std::string& prompt, ThreadPool& pool,
                    std::optional<double>& speed) {
@@ -80,13 +84,15 @@ void measure_model(const Model& before, const Model& after, const std::vector<st
   report.after.loaded_bytes = pair.after->ram_bytes();
   double log_ratio = 0, weight = 0;
   for (const HeldOut& held : held_out_texts(paths)) {
-    const auto tokens = spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), chunks, kContext);
+    const auto tokens =
+        spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), chunks, chunk_length(before));
     if (tokens.empty()) {
-      report.notes.push_back(held.name + ": shorter than one chunk of " + std::to_string(kContext) + " tokens");
+      report.notes.push_back(held.name + ": shorter than one chunk of " + std::to_string(chunk_length(before)) +
+                             " tokens");
       continue;
     }
     EvalOptions options;
-    options.context = kContext;
+    options.context = chunk_length(before);
     if (before.tokenizer.add_bos) options.bos = pair.tokenizer.bos();
     const ComparisonResult c = must(compare(*pair.after, *pair.before, tokens, options, pool, progress));
     ReportText text;
@@ -117,10 +123,10 @@ double measured_loss(const Model& before, const Model& after, const std::vector<
   const Pair pair = load_pair(before, after, pool, progress);
   double log_ratio = 0, weight = 0;
   for (const HeldOut& held : held_out_texts(paths)) {
-    const auto tokens = spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), 6, kContext);
+    const auto tokens = spread(must(pair.tokenizer.encode(held.text, {.add_special = false})), 6, chunk_length(before));
     if (tokens.empty()) continue;
     EvalOptions options;
-    options.context = kContext;
+    options.context = chunk_length(before);
     const ComparisonResult c = must(compare(*pair.after, *pair.before, tokens, options, pool, progress));
     log_ratio += std::log(c.ratio) * static_cast<double>(c.model.tokens);
     weight += static_cast<double>(c.model.tokens);

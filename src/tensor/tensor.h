@@ -2,15 +2,14 @@
 // Never include torch/torch.h: it costs 20 s of CPU a file, this header 2 s.
 #pragma once
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
-
 #include <ATen/ops/_softmax.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/add.h>
@@ -125,36 +124,10 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-
-#include <pith/result.h>
-
-#include <exception>
-#include <string>
-#include <utility>
+#include <pith/failure.h>
 
 namespace pith {
 
 using at::Tensor;
-
-/// The one exception type of the tensor side; carries what a Result would.
-class Failure : public std::exception {
- public:
-  explicit Failure(Error error) : error_(std::move(error)) {}
-  const char* what() const noexcept override { return error_.message.c_str(); }
-  const Error& error() const { return error_; }
-
- private:
-  Error error_;
-};
-
-/// Takes the value out of a Result, or throws its error.
-template <class T>
-T must(Result<T> result) {
-  if (!result.ok()) throw Failure(result.error());
-  return std::move(result).value();
-}
-inline void must(Status status) {
-  if (!status.ok()) throw Failure(status.error());
-}
 
 }  // namespace pith

@@ -19,7 +19,8 @@ struct CompressOptions {
   bool dry_run = false, json = false;
   CommonOptions common;
 
-  void add_to(CLI::App& app);
+  /// With a method: a budget option whose name is one of its parameters (--bits) means the parameter.
+  void add_to(CLI::App& app, const Method* method = nullptr);
   /// Budget and texts from what was given; throws Failure on more than one budget.
   void finish(const std::string& command, const Arguments& arguments);
 };

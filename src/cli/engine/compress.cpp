@@ -10,13 +10,19 @@
 
 namespace pith {
 
-void CompressOptions::add_to(CLI::App& app) {
+void CompressOptions::add_to(CLI::App& app, const Method* method) {
+  const auto add_budget = [&](const std::string& name, std::string& value, const char* help) {
+    if (method != nullptr)
+      for (const Param& param : method->params)
+        if (param.name == name) return;
+    app.add_option("--" + name, value, help);
+  };
   app.add_option("MODEL", request.input, "Hugging Face folder, .safetensors, .gguf or .pith")->required();
   app.add_option("-o,--output", request.output, "Where the result goes; .gguf for llama.cpp, else .pith")->required();
-  app.add_option("--size", size, "Largest file size (60MB, 57MiB)");
-  app.add_option("--ram", ram, "Largest memory of the loaded weights (80MB)");
-  app.add_option("--bits", bits, "Bits per weight, everything counted (2.8)");
-  app.add_option("--max-loss", max_loss, "Largest rise of perplexity on held-out text (2%)");
+  add_budget("size", size, "Largest file size (60MB, 57MiB)");
+  add_budget("ram", ram, "Largest memory of the loaded weights (80MB)");
+  add_budget("bits", bits, "Bits per weight, everything counted (2.8)");
+  add_budget("max-loss", max_loss, "Largest rise of perplexity on held-out text (2%)");
   app.add_option("--calib", request.calibration,
                  "Calibration text: a file, a folder, several with commas, or 'self' (written by the model); default: "
                  "the built-in mixture");

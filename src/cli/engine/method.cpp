@@ -28,7 +28,7 @@ int method_command(std::string_view family, const Arguments& arguments) {
   std::string tensors = name == "ec" || name == "gguf" ? "all" : "blocks";
   const auto app =
       new_app(std::string(family) + " " + name, std::string(method->title) + ".", std::string(method->example));
-  options.add_to(*app);
+  options.add_to(*app, method);
   add_method_options(*app, *method, given);
   app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
       ->check(CLI::IsMember({"blocks", "all"}))
