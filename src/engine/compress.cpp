@@ -102,6 +102,7 @@ class Compressor {
     targets_ = compressible(model_.config);
     input_bytes_ = input_size(model_, request.input);
     for (const MethodSpec& spec : request.allow) recipe(spec);  // a typing slip fails before hours of work
+    if (!request.ends.method.empty()) recipe(request.ends);
     stage("open");
   }
 
@@ -151,7 +152,9 @@ class Compressor {
     }
   };
   Done run_units(const Choice& choice, const std::vector<size_t>& which, bool commit, const char* stage_name);
-  Done run_sequential(const Choice& choice);
+  Done run_sequential(const Choice& choice, const std::vector<size_t>& which);
+  /// The way that suits the methods chosen: block after block where one needs the compressed prefix.
+  Done run_chosen(const std::vector<size_t>& which);
   std::vector<size_t> all_targets() const;
 
   // ---- planning
@@ -229,7 +232,9 @@ bool Compressor::continuous() const {
 Needs Compressor::needs() const {
   Needs n;
   if (request_.allow.empty()) return {.moments = true, .cross = gguf_, .row_fisher = true};
-  for (const MethodSpec& spec : request_.allow) {
+  std::vector<MethodSpec> specs = request_.allow;
+  if (!request_.ends.method.empty()) specs.push_back(request_.ends);
+  for (const MethodSpec& spec : specs) {
     const Recipe r = recipe(spec);
     const Needs m = needs_of(*r.method, r.options);
     n.moments |= m.moments, n.cross |= m.cross, n.row_fisher |= m.row_fisher, n.base |= m.base;
@@ -259,7 +264,7 @@ void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences, co
 std::vector<size_t> Compressor::all_targets() const {
   std::vector<size_t> which;
   for (size_t i = 0; i < targets_.size(); ++i)
-    if (request_.embeddings || targets_[i].layer >= 0) which.push_back(i);
+    if (request_.embeddings || !request_.ends.method.empty() || targets_[i].layer >= 0) which.push_back(i);
   return which;
 }
 
@@ -328,59 +333,85 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   return done;
 }
 
-// Block after block, with the inputs that the compressed blocks before really deliver, and the cross moments that the
-// target correction needs. A resumed run reads finished units and only moves the activations along.
-Compressor::Done Compressor::run_sequential(const Choice& choice) {
+// Block after block and input after input, with what the compressed part of the model before it really delivers, and
+// the cross moments that the target correction needs. A resumed run reads finished units and only moves the activations
+// along.
+Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vector<size_t>& which) {
   Done done;
   done.loss.assign(targets_.size(), 0);
-  const Needs n = needs();
-  BlockSession::Options options;
-  options.compute = Compute::automatic;
-  BlockSession session(*weights_, calibration_.tokens, options);
   std::vector<size_t> ends;
-  std::map<int64_t, std::vector<size_t>> by_layer;
-  for (const size_t i : all_targets()) (targets_[i].layer < 0 ? ends : by_layer[targets_[i].layer]).push_back(i);
-  const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };
+  using Group = std::pair<std::string, std::vector<size_t>>;  // matrices that wait for the same part of the block
+  std::map<int64_t, std::vector<Group>> by_layer;
+  for (const size_t i : which) {
+    const Target& t = targets_[i];
+    if (t.layer < 0) {
+      ends.push_back(i);
+      continue;
+    }
+    // Experts go together: the first matrices of all, then the second ones.
+    const std::string key = t.input.starts_with("expert.") ? t.input.substr(t.input.rfind('.')) : t.input;
+    auto& groups = by_layer[t.layer];
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.first == key; });
+    if (group == groups.end()) group = groups.insert(group, {key, {}});
+    group->second.push_back(i);
+  }
   uint64_t finished = 0;
-  const uint64_t total = all_targets().size();
   // Embedding and head are fitted on the float model's statistics: the lookup comes before every block.
+  Model start = model_;
   if (!ends.empty()) {
     done = run_units(choice, ends, true, "quantize");
     finished += ends.size();
+    for (ModelTensor& t : start.tensors)
+      if (const auto it = done.nodes.find(t.name); it != done.nodes.end()) t.node = it->second;
   }
+  const std::unique_ptr<LmWeights> prefix = weights_of(start);
+  const bool cross = needs().cross;
+  BlockSession::Options options;
+  options.compute = Compute::automatic;
+  options.prefix_embedding = prefix.get();
+  BlockSession session(*weights_, calibration_.tokens, options);
+  const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };
   for (int64_t layer = 0; session.next(); ++layer) {
-    const std::vector<size_t>& members = by_layer[layer];
-    const bool all_done = std::all_of(members.begin(), members.end(), [&](size_t i) { return work_->has(name_of(i)); });
-    std::map<std::string, BlockSession::InputStatistics, std::less<>> inputs;
-    if (!all_done) inputs = session.collect({}, {.fp = false, .prefix = true, .cross = n.cross});
-    const JobSet jobs(*weights_, all_done ? nullptr : statistics_.get(), layer);
-    std::vector<Unit> units(members.size());
-    parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t k) {
-      const size_t i = members[static_cast<size_t>(k)];
-      const std::string name = name_of(i);
-      Unit& unit = units[static_cast<size_t>(k)];
-      if (std::optional<Unit> finished = finished_unit(name)) {
-        unit = std::move(*finished);
-        return;
+    std::optional<JobSet> jobs;
+    for (const auto& [key, group] : by_layer[layer]) {
+      std::vector<Unit> units(group.size());
+      if (std::all_of(group.begin(), group.end(), [&](size_t i) { return work_->has(name_of(i)); })) {
+        for (size_t k = 0; k < group.size(); ++k) units[k] = *finished_unit(name_of(group[k]));
+      } else {
+        if (!jobs) jobs.emplace(*weights_, statistics_.get(), layer);
+        std::vector<std::string> names;
+        for (const size_t i : group)
+          if (names.empty() || names.back() != targets_[i].input) names.push_back(targets_[i].input);
+        const auto inputs = session.collect(names, {.fp = false, .prefix = true, .cross = cross});
+        parallel_tasks(static_cast<int64_t>(group.size()), [&](int64_t k) {
+          const size_t i = group[static_cast<size_t>(k)];
+          FitJob job = jobs->make(targets_[i]);
+          const auto& s = inputs.at(targets_[i].input);
+          job.inputs = &s.prefix;
+          job.cross = s.cross;
+          const std::string name = name_of(i);
+          units[static_cast<size_t>(k)] = fit_unit(std::move(job), choice[i], &name);
+        });
       }
-      FitJob job = jobs.make(targets_[i]);
-      const auto& s = inputs.at(targets_[i].input);
-      job.inputs = &s.prefix;
-      job.cross = s.cross;
-      unit = fit_unit(std::move(job), choice[i], &name);
-    });
-    for (size_t k = 0; k < members.size(); ++k) {
-      const Target& t = targets_[members[k]];
-      done.nodes[t.name] = units[k].node;
-      done.loss[members[k]] = units[k].loss;
-      const std::vector<float> values = decode_all(*units[k].node);
-      session.replace(t.name, at::from_blob(const_cast<float*>(values.data()), {t.rows, t.cols}, at::kFloat).clone());
+      for (size_t k = 0; k < group.size(); ++k) {
+        const Target& t = targets_[group[k]];
+        done.nodes[t.name] = units[k].node;
+        done.loss[group[k]] = units[k].loss;
+        const std::vector<float> values = decode_all(*units[k].node);
+        session.replace(t.name, at::from_blob(const_cast<float*>(values.data()), {t.rows, t.cols}, at::kFloat).clone());
+      }
+      finished += group.size();
+      if (!progress_.step({"quantize", fmt::format("block {}", layer), finished, which.size()}))
+        throw Failure(user_error("stopped; the same command continues from here"));
     }
-    finished += members.size();
-    if (!progress_.step({"quantize", fmt::format("block {}", layer), finished, total}))
-      throw Failure(user_error("stopped; the same command continues from here"));
   }
   return done;
+}
+
+Compressor::Done Compressor::run_chosen(const std::vector<size_t>& which) {
+  const bool sequential =
+      gguf_ && std::any_of(which.begin(), which.end(), [&](size_t i) { return choice_[i].method->needs.cross; });
+  return sequential ? run_sequential(choice_, which) : run_units(choice_, which, true, "quantize");
 }
 
 // ---- planning
@@ -569,7 +600,7 @@ Compressor::Done Compressor::solve_gguf_types() {
   // Loss of a type on a tensor: plain rounding, its errors weighted with 1 / U_jj^2 as the walk will feel them (the
   // walk's own loss is a fixed share of that, the same for all types).
   std::vector<KnapsackUnit> units(which.size());
-  std::vector<std::vector<GgmlType>> types(which.size());
+  std::vector<std::vector<std::optional<GgmlType>>> types(which.size());  // nullopt: stays as it is
   std::map<int64_t, std::vector<size_t>> by_layer;
   for (size_t k = 0; k < which.size(); ++k) by_layer[targets_[which[k]].layer].push_back(k);
   uint64_t finished = 0;
@@ -579,6 +610,10 @@ Compressor::Done Compressor::solve_gguf_types() {
       const size_t k = members[static_cast<size_t>(m)];
       const FitJob job = jobs.make(targets_[which[k]]);
       const std::vector<float> importance = walk_importance(job);
+      if (const NodePtr& now = model_.find(job.name)->node; now->kind() == "blocks") {
+        types[k].push_back(std::nullopt);
+        units[k].push_back({now->bits().total() / 8, 0});
+      }
       for (const GgmlType type : kGgufTypes) {
         const auto row = ggml_row_bytes(type, job.weight.size(1));
         if (!row) continue;
@@ -594,26 +629,30 @@ Compressor::Done Compressor::solve_gguf_types() {
   curve_ = must(budget_curve(units, 40));
   const uint64_t target = target_bytes();
   choice_.assign(targets_.size(), recipe({"gguf", ""}));
-  const auto take = [&](const KnapsackAnswer& answer, NodeMap* nodes) {
+  std::vector<size_t> changed;
+  const auto take = [&](const KnapsackAnswer& answer) {
+    changed.clear();
     for (size_t k = 0; k < which.size(); ++k) {
-      const GgmlType type = types[k][static_cast<size_t>(answer.choice[k])];
-      Recipe r = recipe({"gguf", ""});
-      must(r.options.set("type", ggml_traits(type).name));
-      choice_[which[k]] = std::move(r);
-      if (nodes == nullptr) continue;
-      const Target& t = targets_[which[k]];
-      std::vector<std::byte> zeros(*ggml_row_bytes(type, t.cols) * static_cast<size_t>(t.rows));
-      (*nodes)[t.name] = must(Blocks::make(type, t.rows, t.cols, Bytes::own(std::move(zeros))));
+      const std::optional<GgmlType> type = types[k][static_cast<size_t>(answer.choice[k])];
+      if (!type) continue;
+      must(choice_[which[k]].options.set("type", ggml_traits(*type).name));
+      changed.push_back(which[k]);
     }
   };
   if (request_.budget.kind == Budget::Kind::loss) {
-    take(must(best_for_loss(units, std::log1p(request_.budget.value) * 2)), nullptr);
+    take(must(best_for_loss(units, std::log1p(request_.budget.value) * 2)));
   } else {
     // The size of a GGUF depends on the types alone: size a file of zeros, then solve for the real allowance.
     const KnapsackRange range = must(knapsack_range(units));
     const KnapsackAnswer trial = must(best_for_bytes(units, std::max(target, range.smallest_bytes)));
     NodeMap nodes;
-    take(trial, &nodes);
+    for (size_t k = 0; k < which.size(); ++k) {
+      const std::optional<GgmlType> type = types[k][static_cast<size_t>(trial.choice[k])];
+      if (!type) continue;
+      const Target& t = targets_[which[k]];
+      std::vector<std::byte> zeros(*ggml_row_bytes(*type, t.cols) * static_cast<size_t>(t.rows));
+      nodes[t.name] = must(Blocks::make(*type, t.rows, t.cols, Bytes::own(std::move(zeros))));
+    }
     const uint64_t overhead = measure_bytes(nodes) - trial.bytes;
     if (target < range.smallest_bytes + overhead)
       throw Failure(user_error(
@@ -622,17 +661,19 @@ Compressor::Done Compressor::solve_gguf_types() {
                       print_size(range.smallest_bytes + overhead), model_.config.hidden)));
     const KnapsackAnswer answer = must(best_for_bytes(units, target - overhead));
     lower_bound_ = answer.lower_bound;
-    take(answer, nullptr);
+    take(answer);
     for (CurvePoint& p : curve_) p.bytes += overhead;
   }
   stage("plan");
-  return run_sequential(choice_);
+  return run_sequential(choice_, changed);
 }
 
 Compressor::Done Compressor::fixed_choice() {
   choice_.assign(targets_.size(), recipe(request_.allow.front()));
-  if (gguf_ && choice_.front().method->needs.cross) return run_sequential(choice_);
-  return run_units(choice_, all_targets(), true, std::string(choice_.front().method->family).c_str());
+  if (!request_.ends.method.empty())
+    for (size_t i = 0; i < targets_.size(); ++i)
+      if (targets_[i].layer < 0) choice_[i] = recipe(request_.ends);
+  return run_chosen(all_targets());
 }
 
 Compressor::Done Compressor::follow_plan() {
@@ -656,7 +697,7 @@ Compressor::Done Compressor::follow_plan() {
     choice_[i] = recipe(split_spec(t.method));
     which.push_back(i);
   }
-  return run_units(choice_, which, true, "quantize");
+  return run_chosen(which);
 }
 
 // ---- output
@@ -773,6 +814,7 @@ CompressResult Compressor::run() {
       Hasher()
           .add(request_.budget.describe())
           .add(settings)
+          .add(request_.ends.print())
           .add(plan_text)
           .add(request_.calibration)
           .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,

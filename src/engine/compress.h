@@ -21,6 +21,7 @@ struct CompressRequest {
   std::string plan;         ///< path of a plan to follow instead of solving one
   std::string base;         ///< for methods that mend an already compressed model: that model (input is the original)
   bool embeddings = true;   ///< embedding and head are compressed too (with one given method: only if asked)
+  MethodSpec ends;          ///< with one given method: what embedding and head get instead; empty method: the same
   std::string calibration;  ///< engine/calibration_text.h
   int64_t calibration_sequences = 128, fisher_sequences = 48, sequence_length = 512;
   uint64_t seed = 0;

@@ -26,6 +26,7 @@ int method_command(std::string_view family, const Arguments& arguments) {
   CompressOptions options;
   std::map<std::string, std::string> given;
   std::string tensors = name == "ec" || name == "gguf" ? "all" : "blocks";
+  std::string ends;
   const auto app =
       new_app(std::string(family) + " " + name, std::string(method->title) + ".", std::string(method->example));
   options.add_to(*app, method);
@@ -33,6 +34,7 @@ int method_command(std::string_view family, const Arguments& arguments) {
   app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
       ->check(CLI::IsMember({"blocks", "all"}))
       ->capture_default_str();
+  app->add_option("--ends", ends, "Another method for embedding and head: 'gguf:type=Q6_K'");
   if (method->needs.base)
     app->add_option("--compressed", options.request.base,
                     "The compressed model that is to be mended; MODEL is the original")
@@ -41,6 +43,7 @@ int method_command(std::string_view family, const Arguments& arguments) {
   options.finish(std::string(family), arguments);
   options.request.embeddings = tensors == "all";
   options.request.allow = {{name, must(method_options(*method, given)).print()}};
+  if (!ends.empty()) options.request.ends = split_spec(ends);
   return run_compression(options);
 }
 
