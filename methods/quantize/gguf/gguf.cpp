@@ -9,6 +9,7 @@
 //   sub-block, when the walk reaches it: least squares again, then the inner walk is simulated for its scale and
 //           minimum codes at -1, 0, +1 and the pair of least sum (e / U_jj)^2 stays
 //   codes: nearest level along the walk, w_k -= (w_j - q_j) U_jk / U_jj for k > j
+//   order of the walk: blocks, sub-blocks in them and columns in these by falling E[xq_j^2]; H and C are permuted alike
 //
 // Bits and layout: those of the block type (formats/ggml_blocks.cpp), nothing beside them.
 #include "runtime/method.h"
@@ -23,6 +24,7 @@ static constexpr Param kParams[] = {
     {"damp", ParamType::real, "0.01", 0, 1, "", "added to the diagonal of H, as a share of its mean"},
     {"correct", ParamType::boolean, "true", 0, 0, "",
      "aim at the float model's outputs from the inputs of the compressed prefix (target correction)"},
+    {"sort", ParamType::boolean, "true", 0, 0, "", "walk from the columns with the largest inputs to the smallest"},
     {"compensate", ParamType::boolean, "true", 0, 0, "", "move each column's rounding error into the columns after it"},
 };
 

@@ -1,6 +1,8 @@
 // The walk of `gguf`; see gguf.cpp for the formulas.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <tuple>
 #include <vector>
 
 #include "engine/fit.h"
@@ -14,7 +16,7 @@
 namespace pith {
 namespace {
 
-constexpr int kLongestSub = 32;
+constexpr int kLongestSub = 32, kLongestBlock = 256;
 
 /// Nearest code for x = (w + shift) / scale on a type's levels.
 int nearest_code(const BlockShape& shape, float x) {
@@ -35,8 +37,9 @@ float level_of(const BlockShape& shape, int code) { return static_cast<float>(sh
 struct BlockWalk {
   GgmlType type;
   const BlockShape& shape;
-  const float* u;           // [cols, cols]
-  const float* importance;  // 1 / U_jj^2, [cols]
+  const int64_t* order;     // column that is walked j-th, [cols]; whole blocks, and whole sub-blocks in them
+  const float* u;           // [cols, cols] in the order of the walk
+  const float* importance;  // 1 / U_jj^2, [cols] in the order of the walk
   int64_t cols;
   std::byte* out;
   uint64_t row_bytes, block_bytes;
@@ -48,28 +51,36 @@ struct BlockWalk {
       if (col0 % shape.elements == 0) {
         // The whole block as compensated so far; plain rounding with its scale search gives d and dmin.
         std::byte packed[512];
-        quantize_row(type, w + r * ld, shape.elements, importance + col0, packed);
+        float values[kLongestBlock], weights[kLongestBlock];
+        for (int i = 0; i < shape.elements; ++i) {
+          const int at = place(col0 + i);
+          values[at] = w[r * ld + i], weights[at] = importance[col0 + i];
+        }
+        quantize_row(type, values, shape.elements, weights, packed);
         unpack_block(type, packed, f);
       }
       if (shape.scale_low != shape.scale_high || shape.min_high > 1)
-        choose_sub_scale(f, static_cast<int>(col0 % shape.elements) / shape.sub, col0, group, w + r * ld);
+        choose_sub_scale(f, place(col0) / shape.sub, col0, group, w + r * ld);
     }
   }
 
   float quantize(int64_t row, int64_t col, float w) {
     BlockFields& f = fields[static_cast<size_t>(row)];
-    const int i = static_cast<int>(col % shape.elements), s = i / shape.sub;
+    const int i = place(col), s = i / shape.sub;
     const float scale = f.d * static_cast<float>(f.scales[s]), shift = f.dmin * static_cast<float>(f.mins[s]);
     const int code = scale == 0 ? nearest_code(shape, 0) : nearest_code(shape, (w + shift) / scale);
     f.codes[i] = static_cast<int16_t>(code);
-    if (i == shape.elements - 1)
-      pack_block(
-          type, f,
-          out + static_cast<uint64_t>(row) * row_bytes + static_cast<uint64_t>(col / shape.elements) * block_bytes);
+    if (col % shape.elements == shape.elements - 1)
+      pack_block(type, f,
+                 out + static_cast<uint64_t>(row) * row_bytes +
+                     static_cast<uint64_t>(order[col] / shape.elements) * block_bytes);
     return scale * level_of(shape, code) - shift;
   }
 
  private:
+  /// Where in its block the column walked j-th lies.
+  int place(int64_t j) const { return static_cast<int>(order[j] % shape.elements); }
+
   /// sum (e / U_jj)^2 of the inner walk over one sub-block, ended early once it exceeds `limit`.
   double simulated(const float* w, int64_t col0, int64_t n, float scale, float shift, double limit) const {
     float rest[kLongestSub];
@@ -123,6 +134,23 @@ struct BlockWalk {
   }
 };
 
+/// Blocks by falling mean of H_jj, inside them sub-blocks, inside those columns: what weighs most is rounded first,
+/// while there are columns left that can make up for it.
+Tensor walk_order(const Tensor& diagonal, const BlockShape& shape) {
+  const int64_t cols = diagonal.size(0);
+  const Tensor h = diagonal.to(at::kDouble).contiguous();
+  const auto mean = [&](int64_t n) { return h.view({-1, n}).mean(1).repeat_interleave(n); };
+  const Tensor block = mean(shape.elements), sub = mean(shape.sub);
+  std::vector<int64_t> order(static_cast<size_t>(cols));
+  std::iota(order.begin(), order.end(), 0);
+  const auto key = [&](int64_t j) {
+    return std::make_tuple(-block.data_ptr<double>()[j], j / shape.elements, -sub.data_ptr<double>()[j], j / shape.sub,
+                           -h.data_ptr<double>()[j], j);
+  };
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+  return at::tensor(order, at::kLong);
+}
+
 NodePtr run(const FitJob& job, const Options& options) {
   Tensor weight = usable_weight(job);
   const int64_t rows = weight.size(0), cols = weight.size(1);
@@ -131,24 +159,28 @@ NodePtr run(const FitJob& job, const Options& options) {
   const auto row_bytes = ggml_row_bytes(type, cols);
   if (!row_bytes)
     throw Failure(user_error(job.name + ": rows of " + std::to_string(cols) + " fit no block type of llama.cpp"));
-  Tensor upper = at::eye(cols, at::kDouble);
+  const BlockShape& shape = *block_shape(type);
+  Tensor upper = at::eye(cols, at::kDouble), order = at::arange(cols);
+  const bool compensate = options.flag("compensate");
   if (knows_inputs(job)) {
     const OneThread one;
-    upper = upper_inverse_factor(*job.inputs, options.real("damp"), job.name).upper;
+    if (compensate && options.flag("sort")) order = walk_order(job.inputs->diagonal(), shape);
+    const auto sorted = [&](const Tensor& m) { return m.index_select(0, order).index_select(1, order); };
+    const Tensor h = sorted(job.inputs->second());
+    upper = upper_inverse_factor(h, options.real("damp"), job.name).upper;
+    weight = weight.index_select(1, order);
     if (options.flag("correct") && job.cross.defined()) {
       const Tensor inverse = at::mm(upper.t(), upper);  // (Hq + damping)^-1
-      weight =
-          weight + at::mm(weight.to(at::kDouble), at::mm(job.cross - job.inputs->second(), inverse)).to(at::kFloat);
+      weight = weight + at::mm(weight.to(at::kDouble), at::mm(sorted(job.cross) - h, inverse)).to(at::kFloat);
     }
   }
   const Tensor u = upper.to(at::kFloat).contiguous();
   const std::vector<float> importance = inverse_squared_diagonal(upper);
   std::vector<std::byte> out(*row_bytes * static_cast<size_t>(rows));
-  const BlockShape& shape = *block_shape(type);
   const uint64_t block_bytes = ggml_traits(type).bytes;
-  const bool compensate = options.flag("compensate");
   BlockWalk walk{type,
                  shape,
+                 order.data_ptr<int64_t>(),
                  u.data_ptr<float>(),
                  importance.data(),
                  cols,

@@ -61,6 +61,20 @@ TEST(Gguf, RowsThatFitNoSuperBlockTakeTheFallback) {
   EXPECT_EQ(static_cast<const Blocks&>(*fit(d, "type=Q4_K,fallback=Q5_0")).type(), GgmlType::q5_0);
 }
 
+TEST(Gguf, TheOrderOfTheWalkLeavesEveryWeightInItsPlace) {
+  Data d = data(32, 512, 5);
+  at::Generator generator = at::detail::createCPUGenerator(6);
+  d.x = d.x * at::exp(2 * at::randn({512}, generator, at::kFloat));
+  d.moments = Moments();
+  d.moments.add(d.x);
+  for (const char* type : {"Q2_K", "Q3_K", "Q6_K", "Q4_0"}) {
+    const Tensor sorted = decoded(fit(d, std::string("type=") + type));
+    // Far more than rounding would show up if columns or scales of blocks were mixed up.
+    const double off = at::pow(sorted - d.weight, 2).mean().item<double>() / at::pow(d.weight, 2).mean().item<double>();
+    EXPECT_LT(off, 0.35) << type;
+  }
+}
+
 TEST(Gguf, TargetCorrectionRepairsShiftedInputs) {
   // The compressed prefix delivers xq = x M + noise: the corrected weights come closer to the float model's outputs.
   Data d = data(64, 256, 3);
