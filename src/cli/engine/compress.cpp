@@ -2,9 +2,12 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <ctime>
 
 #include "base/file.h"
+#include "base/threads.h"
 #include "cli/engine/commands.h"
+#include "kernels/cpu.h"
 #include "plan/size.h"
 #include "tensor/tensor.h"
 
@@ -99,6 +102,19 @@ std::string summary(const Report& r) {
   return format_table(rows, {false, true, true});
 }
 
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  ::gmtime_r(&now, &parts);
+  char text[16];
+  return {text, std::strftime(text, sizeof text, "%Y-%m-%d", &parts)};
+}
+
+std::string file_name(const std::string& path) {
+  const std::string trimmed = path.substr(0, path.find_last_not_of('/') + 1);
+  return trimmed.substr(trimmed.rfind('/') + 1);
+}
+
 }  // namespace
 
 int run_compression(CompressOptions& options) {
@@ -117,8 +133,13 @@ int run_compression(CompressOptions& options) {
                                 print_duration(p.seconds), print_size(p.peak_memory), p.predicted_loss));
     if (options.dry_run) return 0;
   }
-  const CompressResult result = compress(request, terminal);
+  CompressResult result = compress(request, terminal);
   terminal.clear();
+  result.report.title = file_name(request.input) + " in " + print_size(result.report.after.file_bytes);
+  result.report.version = pith_version();
+  result.report.date = today();
+  result.report.machine =
+      fmt::format("{} threads, {}", request.threads > 0 ? request.threads : usable_cores(), isa_name(default_isa()));
   if (!options.report.empty()) {
     const std::string json_path = options.report.ends_with(".html")
                                       ? options.report.substr(0, options.report.size() - 5) + ".json"
