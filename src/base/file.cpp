@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "base/checked.h"
 
@@ -22,6 +24,18 @@ static std::string folder_of(const std::string& path) {
 static Error io_error(const std::string& path, const char* what) {
   return user_error(path + ": " + what + ": " + std::strerror(errno));
 }
+
+namespace {
+/// All mappings that are alive, by their first byte: who asks to drop pages may hold any memory.
+struct Mappings {
+  std::mutex mutex;
+  std::map<const std::byte*, size_t> size;
+};
+Mappings& mappings() {
+  static auto* all = new Mappings;  // outlives every static that holds a file
+  return *all;
+}
+}  // namespace
 
 Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -42,13 +56,32 @@ Result<std::shared_ptr<const MappedFile>> MappedFile::open(const std::string& pa
       return io_error(path, "cannot map into memory");
     }
     file->data_ = static_cast<const std::byte*>(p);
+    const std::lock_guard lock(mappings().mutex);
+    mappings().size[file->data_] = file->size_;
   }
   ::close(fd);
   return std::shared_ptr<const MappedFile>(std::move(file));
 }
 
 MappedFile::~MappedFile() {
-  if (size_ > 0) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (size_ == 0) return;
+  const std::lock_guard lock(mappings().mutex);
+  mappings().size.erase(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void drop_mapped_pages(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  const std::lock_guard lock(mappings().mutex);
+  auto it = mappings().size.upper_bound(bytes.data());
+  if (it == mappings().size.begin()) return;
+  --it;
+  if (bytes.data() + bytes.size() > it->first + it->second) return;
+  // Whole pages: a page at the rim that somebody else still reads comes back by itself.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.data()) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size());
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 Result<std::string> read_text(const std::string& path, uint64_t max_bytes) {

@@ -30,6 +30,11 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+/// The pages under these bytes leave the process's memory when they belong to a mapping (they stay in the system's
+/// cache, the next read brings them back); nothing happens to other memory. For loops over more than should be
+/// resident.
+void drop_mapped_pages(std::span<const std::byte> bytes);
+
 /// Whole file as text; refuses files above `max_bytes`.
 Result<std::string> read_text(const std::string& path, uint64_t max_bytes);
 

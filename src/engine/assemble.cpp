@@ -1,12 +1,13 @@
 #include "engine/assemble.h"
 
+#include <array>
 #include <cmath>
+#include <optional>
 
 #include "base/half.h"
-#include "entropy/codes.h"
 #include "represent/dense.h"
 #include "represent/grid.h"
-#include "tensor/tensor.h"
+#include "tensor/parallel.h"
 
 namespace pith {
 
@@ -23,77 +24,100 @@ NodePtr compact_dense(const Node& node) {
   return must(Dense::make(bf16 ? DType::bf16 : DType::f16, node.rows(), node.cols(), Bytes::own(std::move(stored))));
 }
 
+namespace {
+
 // The grid of an `ec` tensor, or null.
-static const Grid* entropy_codable(const Node* node) {
-  if (node == nullptr || node->kind() != "grid") return nullptr;
-  const auto* grid = static_cast<const Grid*>(node);
-  return grid->uniform() && grid->zero() == nullptr && grid->scale()->kind() == "row_col" ? grid : nullptr;
+const Grid* entropy_codable(const Node& node) {
+  if (node.kind() != "grid") return nullptr;
+  const auto& grid = static_cast<const Grid&>(node);
+  return grid.uniform() && grid.zero() == nullptr && grid.scale()->kind() == "row_col" ? &grid : nullptr;
 }
 
-Model assemble(const Model& source, const std::map<std::string, NodePtr, std::less<>>& fitted, ThreadPool& pool) {
+// What is coded of such a grid: its codes, and the logarithms of row and column steps around their means.
+struct Coded {
+  std::vector<int16_t> values;
+  int64_t rows = 0, cols = 0;
+  int offset = 0;
+};
+using Parts = std::array<Coded, 3>;
+using Classes = std::array<CodeClasses, 3>;
+
+const RowColField& steps_of(const Grid& grid) { return static_cast<const RowColField&>(*grid.scale()); }
+
+Parts parts_of(const Grid& grid) {
+  const RowColField& field = steps_of(grid);
+  Parts parts;
+  parts[0].rows = grid.rows(), parts[0].cols = grid.cols();
+  parts[0].values.resize(static_cast<size_t>(grid.rows() * grid.cols()));
+  grid.codes()->read_rows(0, grid.rows(), parts[0].values.data());
+  for (size_t axis = 0; axis < 2; ++axis) {
+    const auto logs = axis == 0 ? field.row_log() : field.col_log();
+    Coded& part = parts[1 + axis];
+    double sum = 0;
+    for (const uint8_t log : logs) sum += log / field.grain();
+    part.offset = static_cast<int>(std::lround(sum / static_cast<double>(logs.size())));
+    for (const uint8_t log : logs) part.values.push_back(static_cast<int16_t>(log / field.grain() - part.offset));
+    part.rows = 1;
+    part.cols = static_cast<int64_t>(logs.size());
+  }
+  return parts;
+}
+
+Classes count_parts(const Parts& parts, CodeModelBuilder& builder) {
+  Classes classes;
+  for (size_t k = 0; k < parts.size(); ++k) {
+    const Coded& p = parts[k];
+    classes[k] = fit_classes(p.values.data(), p.rows, p.cols);
+    builder.count(p.values.data(), p.rows, p.cols, classes[k]);
+  }
+  return classes;
+}
+
+NodePtr encode(const Grid& grid, const Classes& classes, const CodeModelBuilder& builder) {
+  const Parts parts = parts_of(grid);
+  std::array<CodesPtr, 3> coded;
+  for (size_t k = 0; k < parts.size(); ++k)
+    coded[k] = builder.encode(parts[k].values.data(), parts[k].rows, parts[k].cols, classes[k]);
+  const RowColField& field = steps_of(grid);
+  const FieldPtr steps =
+      must(RowColField::make(field.base(), field.grain(), {coded[1], parts[1].offset}, {coded[2], parts[2].offset}));
+  return must(Grid::make(coded[0], {}, steps));
+}
+
+}  // namespace
+
+bool count_codes(const Node& node, CodeModelBuilder& builder) {
+  const Grid* grid = entropy_codable(node);
+  if (grid != nullptr) count_parts(parts_of(*grid), builder);
+  return grid != nullptr;
+}
+
+Model assemble(const Model& source, const NodeSource& fitted, const NodeKeeper& keep) {
   Model out = source;
   out.plan_json.clear();
   out.report_json.clear();
-  // Three arrays of integers a tensor: codes, and the logarithms of row and column steps around their means.
-  struct Coded {
-    std::vector<int16_t> values;
-    int64_t rows = 0, cols = 0;
-    int offset = 0;
-    CodeClasses classes;
+  const auto node_of = [&](const ModelTensor& tensor) {
+    NodePtr node = fitted ? fitted(tensor.name) : nullptr;
+    return node != nullptr ? node : tensor.node;
   };
-  struct Piece {
-    ModelTensor* tensor;
-    const Grid* grid;
-    int grain = 1;
-    Coded parts[3];
-  };
-  std::vector<Piece> pieces;
-  for (ModelTensor& tensor : out.tensors) {
-    const auto it = fitted.find(tensor.name);
-    if (it != fitted.end())
-      tensor.node = it->second;
-    else if (tensor.shape.size() == 1)
-      tensor.node = compact_dense(*tensor.node);
-    if (const Grid* grid = entropy_codable(tensor.node.get())) pieces.push_back({&tensor, grid, 1, {}});
-  }
-  if (pieces.empty()) return out;
-
-  // Two passes: count, then code. Counting adds to shared histograms, so it goes in order; the rest is spread over the
-  // threads.
-  const auto count = static_cast<int64_t>(pieces.size());
-  pool.parallel_for(count, [&](int64_t i) {
-    Piece& p = pieces[static_cast<size_t>(i)];
-    const auto& field = static_cast<const RowColField&>(*p.grid->scale());
-    p.grain = field.grain();
-    Coded& codes = p.parts[0];
-    codes = {{}, p.grid->rows(), p.grid->cols(), 0, {}};
-    codes.values.resize(static_cast<size_t>(codes.rows * codes.cols));
-    p.grid->codes()->read_rows(0, codes.rows, codes.values.data());
-    for (int axis = 0; axis < 2; ++axis) {
-      const auto logs = axis == 0 ? field.row_log() : field.col_log();
-      Coded& part = p.parts[1 + axis];
-      double sum = 0;
-      for (const uint8_t log : logs) sum += log / p.grain;
-      part.offset = static_cast<int>(std::lround(sum / static_cast<double>(logs.size())));
-      for (const uint8_t log : logs) part.values.push_back(static_cast<int16_t>(log / p.grain - part.offset));
-      part.rows = 1;
-      part.cols = static_cast<int64_t>(logs.size());
-    }
-    for (Coded& part : p.parts) part.classes = fit_classes(part.values.data(), part.rows, part.cols);
-  });
   CodeModelBuilder builder;
-  for (const Piece& p : pieces)
-    for (const Coded& part : p.parts) builder.count(part.values.data(), part.rows, part.cols, part.classes);
+  std::vector<std::optional<Classes>> classes(out.tensors.size());  // of what is entropy-coded
+  const auto count = static_cast<int64_t>(out.tensors.size());
+  parallel_tasks(count, [&](int64_t i) {
+    ModelTensor& tensor = out.tensors[static_cast<size_t>(i)];
+    const NodePtr node = node_of(tensor);
+    if (const Grid* grid = entropy_codable(*node))
+      classes[static_cast<size_t>(i)] = count_parts(parts_of(*grid), builder);
+    else
+      tensor.node = node == tensor.node && tensor.shape.size() == 1 ? compact_dense(*node) : node;
+  });
   builder.finish();
-  pool.parallel_for(count, [&](int64_t i) {
-    Piece& p = pieces[static_cast<size_t>(i)];
-    CodesPtr coded[3];
-    for (int k = 0; k < 3; ++k)
-      coded[k] = builder.encode(p.parts[k].values.data(), p.parts[k].rows, p.parts[k].cols, p.parts[k].classes);
-    const float base = static_cast<const RowColField&>(*p.grid->scale()).base();
-    const FieldPtr steps =
-        must(RowColField::make(base, p.grain, {coded[1], p.parts[1].offset}, {coded[2], p.parts[2].offset}));
-    p.tensor->node = must(Grid::make(coded[0], {}, steps));
+  parallel_tasks(count, [&](int64_t i) {
+    ModelTensor& tensor = out.tensors[static_cast<size_t>(i)];
+    if (!classes[static_cast<size_t>(i)]) return;
+    const NodePtr node = node_of(tensor);
+    NodePtr coded = encode(*entropy_codable(*node), *classes[static_cast<size_t>(i)], builder);
+    tensor.node = keep ? keep(tensor.name, std::move(coded)) : coded;
   });
   return out;
 }

@@ -20,6 +20,7 @@
 #include "base/hash.h"
 #include "engine/activations.h"
 #include "engine/statistics_file.h"
+#include "maths/linalg.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -196,8 +197,40 @@ class Collected final : public Statistics {
   int64_t tokens() const override { return tokens_; }
   int64_t fisher_tokens() const override { return fisher_tokens_; }
   const std::string& key() const override { return key_; }
+  Tensor upper_factor(int64_t layer, const std::string& input, const Moments& moments, double damp) const override {
+    const auto make = [&] {
+      const std::string what = "block " + std::to_string(layer) + ", " + input;
+      return upper_inverse_factor(moments, damp, what).upper.to(at::kFloat);
+    };
+    if (!folder_) return make();
+    const std::string file = folder_->numbered(("factor-" + input + "-" + std::to_string(damp)).c_str(), layer);
+    std::mutex* mine = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      mine = &files_[file];
+    }
+    const std::lock_guard lock(*mine);
+    const int64_t n = moments.width();
+    if (auto found = folder_->load(file)) {
+      const Tensor& packed = (*found)["upper"];
+      if (packed.defined() && packed.scalar_type() == at::kFloat && packed.numel() == n * (n + 1) / 2) {
+        Tensor upper = at::zeros({n, n}, at::kFloat);
+        const float* from = packed.const_data_ptr<float>();
+        for (int64_t i = 0; i < n; from += n - i, ++i) std::copy_n(from, n - i, upper.data_ptr<float>() + i * n + i);
+        return upper;
+      }
+    }
+    const Tensor upper = make();
+    Tensor packed = at::empty({n * (n + 1) / 2}, at::kFloat);
+    float* to = packed.data_ptr<float>();
+    for (int64_t i = 0; i < n; to += n - i, ++i) std::copy_n(upper.const_data_ptr<float>() + i * n + i, n - i, to);
+    folder_->save(file, {{"upper", packed}});
+    return upper;
+  }
 
  private:
+  mutable std::mutex mutex_;
+  mutable std::map<std::string, std::mutex> files_;  // one thread makes a factor, the others wait and read it
   TensorMap need(const std::string& file) const {
     auto found = folder_->load(file);
     if (!found)

@@ -71,6 +71,9 @@ class Statistics {
   virtual int64_t tokens() const = 0;          ///< calibration tokens of the moments
   virtual int64_t fisher_tokens() const = 0;   ///< of G
   virtual const std::string& key() const = 0;  ///< content hash of model, tokens and options
+  /// The upper inverse factor (maths/linalg.h) of a block's input, [width, width] fp32, `moments` being block(layer)'s.
+  /// Costly, so it is kept beside the statistics when they have a folder. Several threads may ask.
+  virtual Tensor upper_factor(int64_t layer, const std::string& input, const Moments& moments, double damp) const = 0;
 };
 
 /// tokens: [sequences, length] int64. Throws Failure on bad tokens, no tokens, values that are not finite, an

@@ -7,6 +7,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -32,8 +35,6 @@
 namespace pith {
 namespace {
 
-using NodeMap = std::map<std::string, NodePtr, std::less<>>;
-
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 uint64_t file_bytes(const std::string& path) {
@@ -42,7 +43,8 @@ uint64_t file_bytes(const std::string& path) {
 }
 
 /// Where statistics are kept between runs.
-std::string default_cache_folder() {
+std::string cache_folder(const CompressRequest& request) {
+  if (!request.cache_folder.empty()) return request.cache_folder;
   if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache != '\0')
     return std::string(cache) + "/pith";
   if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
@@ -131,19 +133,22 @@ class Compressor {
   // ---- calibration
   // ------------------------------------------------------------------------------------------------------
   Needs needs() const;
-  void calibrate_model(int64_t sequences, int64_t fisher_sequences, const std::string& cache);
+  void calibrate_model(int64_t sequences, int64_t fisher_sequences);
 
   // ---- units
   // ------------------------------------------------------------------------------------------------------------
   using Choice = std::vector<Recipe>;  // one a target
-  /// Runs the fit and predicts its loss; `name` given: reads the unit of that name, or commits it.
-  Unit fit_unit(FitJob job, const Recipe& recipe, const std::string* name);
+  /// Runs the fit and predicts its loss.
+  Unit fit_unit(FitJob job, const Recipe& recipe) const;
+  /// A unit of the work folder; its arrays are mapped.
   std::optional<Unit> finished_unit(const std::string& name) const;
   /// Weights of these targets together.
   double weights_of_targets(const std::vector<size_t>& which) const;
-  /// Fits what is not in the work folder yet, layer by layer; returns bytes and losses, leaves the units in the folder.
+  /// What became of each target: the unit in the work folder that holds its node (empty: not fitted) and its loss.
+  /// Nodes stay on disk, so that one matrix a thread is in memory, however large the model.
   struct Done {
-    NodeMap nodes;
+    explicit Done(size_t targets) : unit(targets), loss(targets, 0) {}
+    std::vector<std::string> unit;
     std::vector<double> loss;
     double total_loss() const {
       double sum = 0;
@@ -151,7 +156,16 @@ class Compressor {
       return sum;
     }
   };
-  Done run_units(const Choice& choice, const std::vector<size_t>& which, bool commit, const char* stage_name);
+  NodePtr node_of(const Done& done, size_t target) const;
+  /// Sees each fitted unit once, in no particular order, from several threads.
+  using See = std::function<void(size_t target, const Node& node)>;
+  /// Fits what is not in the work folder yet, layer by layer, and leaves the units in the folder.
+  Done run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name, const See& see = {});
+  /// The same for a sample that is not kept; returns its loss.
+  double try_units(const Choice& choice, const std::vector<size_t>& which, const See& see);
+  using FitOne = std::function<void(size_t target, FitJob job)>;
+  void each_layer(const std::vector<size_t>& which, const char* stage_name,
+                  const std::function<bool(size_t target)>& missing, const FitOne& fit);
   Done run_sequential(const Choice& choice, const std::vector<size_t>& which);
   /// The way that suits the methods chosen: block after block where one needs the compressed prefix.
   Done run_chosen(const std::vector<size_t>& which);
@@ -169,12 +183,14 @@ class Compressor {
 
   // ---- output
   // -------------------------------------------------------------------------------------------------------------
-  Model finished(const NodeMap& nodes, const std::string& report_json);
+  /// The model with these units in place, its arrays in the work folder. The last one is kept: what was sized is also
+  /// what is measured and written.
+  const Model& finished(const Done& done);
   /// Exact size of the file that write() would make.
   uint64_t written_bytes(const Model& model) const;
-  uint64_t measure_bytes(const NodeMap& nodes);
+  uint64_t measure_bytes(const Done& done);
   void write(const Model& model, const std::string& path, bool overwrite);
-  Plan make_plan(const NodeMap& nodes) const;
+  Plan make_plan(const Done& done) const;
   void fill_report(Report& report, const Done& done, const Model& model);
 
   void stage(const std::string& name) {
@@ -200,6 +216,8 @@ class Compressor {
   std::unique_ptr<Statistics> statistics_;
   std::unique_ptr<WorkFolder> work_;
   Choice choice_;
+  Model finished_;
+  std::vector<std::string> finished_units_;  ///< of which finished_ was made
   std::optional<double> lower_bound_;
   std::vector<CurvePoint> curve_;
 };
@@ -244,7 +262,7 @@ Needs Compressor::needs() const {
   return n;
 }
 
-void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences, const std::string& cache) {
+void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
   const Needs n = needs();
   if (!n.moments && !n.row_fisher) return;
   const Tokenizer tokenizer = must(Tokenizer::create(model_.tokenizer));
@@ -254,7 +272,7 @@ void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences, co
   options.moments = n.moments;
   options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
   options.seed = request_.seed;
-  options.cache_folder = cache;
+  options.cache_folder = cache_folder(request_);
   statistics_ = calibrate(*weights_, calibration_.tokens, options, progress_);
 }
 
@@ -279,66 +297,92 @@ std::optional<Unit> Compressor::finished_unit(const std::string& name) const {
   return must(unpack_unit(must(work_->read(name)), Limits{}));
 }
 
-Unit Compressor::fit_unit(FitJob job, const Recipe& recipe, const std::string* name) {
+Unit Compressor::fit_unit(FitJob job, const Recipe& recipe) const {
   job.seed = hash64(job.name, request_.seed);
   Unit unit;
   unit.node = recipe.fit->run(job, recipe.options);
   unit.loss = predicted_loss(job, *unit.node);
-  if (name != nullptr) must(work_->commit(*name, pack_unit(unit)));
   return unit;
 }
 
-Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<size_t>& which, bool commit,
-                                       const char* stage_name) {
-  Done done;
-  done.loss.assign(targets_.size(), 0);
+NodePtr Compressor::node_of(const Done& done, size_t target) const {
+  const std::string& name = done.unit[target];
+  if (name.empty()) return nullptr;
+  std::optional<Unit> unit = finished_unit(name);
+  if (!unit) throw Failure(bug_error("unit '" + name + "' is not in the work folder"));
+  return unit->node;
+}
+
+void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_name,
+                            const std::function<bool(size_t)>& missing, const FitOne& fit) {
   std::map<int64_t, std::vector<size_t>> by_layer;
   for (const size_t i : which) by_layer[targets_[i].layer].push_back(i);
-  std::vector<NodePtr> nodes(targets_.size());
   uint64_t finished = 0;
-  const auto name_of = [&](size_t i) { return targets_[i].name + "|" + choice[i].print(); };
   for (const auto& [layer, members] : by_layer) {
-    std::vector<size_t> missing;
-    for (const size_t i : members) {
-      const std::optional<Unit> unit = commit ? finished_unit(name_of(i)) : std::nullopt;
-      if (unit) {
-        nodes[i] = unit->node;
-        done.loss[i] = unit->loss;
-      } else {
-        missing.push_back(i);
-      }
-    }
-    if (!missing.empty()) {
+    std::vector<size_t> todo;
+    std::copy_if(members.begin(), members.end(), std::back_inserter(todo), missing);
+    if (!todo.empty()) {
       const JobSet jobs(*weights_, statistics_.get(), layer);
       const auto work = [&](size_t i) {
         FitJob job = jobs.make(targets_[i]);
         if (const ModelTensor* base = base_ ? base_->find(targets_[i].name) : nullptr) job.base = base->node;
-        const std::string name = name_of(i);
-        const Unit unit = fit_unit(std::move(job), choice[i], commit ? &name : nullptr);
-        nodes[i] = unit.node;
-        done.loss[i] = unit.loss;
+        fit(i, std::move(job));
       };
+      // The most work first, or the last matrix of a layer keeps one thread busy and the others waiting.
+      const auto work_of = [&](size_t i) {
+        return targets_[i].cols * targets_[i].cols * (targets_[i].rows + targets_[i].cols);
+      };
+      std::stable_sort(todo.begin(), todo.end(), [&](size_t a, size_t b) { return work_of(a) > work_of(b); });
       // A layer's matrices are independent; embedding and head are large and use the threads inside.
       if (layer < 0)
-        for (const size_t i : missing) work(i);
+        for (const size_t i : todo) work(i);
       else
-        parallel_tasks(static_cast<int64_t>(missing.size()), [&](int64_t k) { work(missing[static_cast<size_t>(k)]); });
+        parallel_tasks(static_cast<int64_t>(todo.size()), [&](int64_t k) { work(todo[static_cast<size_t>(k)]); });
     }
     finished += members.size();
     const std::string unit = layer < 0 ? "embedding" : fmt::format("block {}", layer);
     if (!progress_.step({stage_name, unit, finished, which.size()}))
       throw Failure(user_error("stopped; the same command continues from here"));
   }
-  for (const size_t i : which) done.nodes[targets_[i].name] = nodes[i];
+}
+
+Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name,
+                                       const See& see) {
+  Done done(targets_.size());
+  for (const size_t i : which) done.unit[i] = targets_[i].name + "|" + choice[i].print();
+  const auto missing = [&](size_t i) {
+    const std::optional<Unit> unit = finished_unit(done.unit[i]);
+    if (!unit) return true;
+    done.loss[i] = unit->loss;
+    if (see) see(i, *unit->node);
+    return false;
+  };
+  each_layer(which, stage_name, missing, [&](size_t i, FitJob job) {
+    const Unit unit = fit_unit(std::move(job), choice[i]);
+    must(work_->commit(done.unit[i], pack_unit(unit)));
+    done.loss[i] = unit.loss;
+    if (see) see(i, *unit.node);
+  });
   return done;
+}
+
+double Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, const See& see) {
+  Done done(targets_.size());
+  each_layer(
+      which, "pilot", [](size_t) { return true; },
+      [&](size_t i, FitJob job) {
+        const Unit unit = fit_unit(std::move(job), choice[i]);
+        done.loss[i] = unit.loss;
+        see(i, *unit.node);
+      });
+  return done.total_loss();
 }
 
 // Block after block and input after input, with what the compressed part of the model before it really delivers, and
 // the cross moments that the target correction needs. A resumed run reads finished units and only moves the activations
 // along.
 Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vector<size_t>& which) {
-  Done done;
-  done.loss.assign(targets_.size(), 0);
+  Done done(targets_.size());
   std::vector<size_t> ends;
   using Group = std::pair<std::string, std::vector<size_t>>;  // matrices that wait for the same part of the block
   std::map<int64_t, std::vector<Group>> by_layer;
@@ -359,10 +403,11 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
   // Embedding and head are fitted on the float model's statistics: the lookup comes before every block.
   Model start = model_;
   if (!ends.empty()) {
-    done = run_units(choice, ends, true, "quantize");
+    done = run_units(choice, ends, "quantize");
     finished += ends.size();
-    for (ModelTensor& t : start.tensors)
-      if (const auto it = done.nodes.find(t.name); it != done.nodes.end()) t.node = it->second;
+    for (const size_t i : ends)
+      for (ModelTensor& t : start.tensors)
+        if (t.name == targets_[i].name) t.node = node_of(done, i);
   }
   const std::unique_ptr<LmWeights> prefix = weights_of(start);
   const bool cross = needs().cross;
@@ -388,17 +433,19 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
           FitJob job = jobs->make(targets_[i]);
           const auto& s = inputs.at(targets_[i].input);
           job.inputs = &s.prefix;
+          job.factor = {};  // that of the float model's inputs
           job.cross = s.cross;
-          const std::string name = name_of(i);
-          units[static_cast<size_t>(k)] = fit_unit(std::move(job), choice[i], &name);
+          Unit& unit = units[static_cast<size_t>(k)] = fit_unit(std::move(job), choice[i]);
+          must(work_->commit(name_of(i), pack_unit(unit)));
         });
       }
       for (size_t k = 0; k < group.size(); ++k) {
         const Target& t = targets_[group[k]];
-        done.nodes[t.name] = units[k].node;
+        done.unit[group[k]] = name_of(group[k]);
         done.loss[group[k]] = units[k].loss;
-        const std::vector<float> values = decode_all(*units[k].node);
-        session.replace(t.name, at::from_blob(const_cast<float*>(values.data()), {t.rows, t.cols}, at::kFloat).clone());
+        Tensor values = at::empty({t.rows, t.cols}, at::kFloat);
+        units[k].node->decode_rows(0, t.rows, values.data_ptr<float>());
+        session.replace(t.name, values);
       }
       finished += group.size();
       if (!progress_.step({"quantize", fmt::format("block {}", layer), finished, which.size()}))
@@ -411,19 +458,11 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
 Compressor::Done Compressor::run_chosen(const std::vector<size_t>& which) {
   const bool sequential =
       gguf_ && std::any_of(which.begin(), which.end(), [&](size_t i) { return choice_[i].method->needs.cross; });
-  return sequential ? run_sequential(choice_, which) : run_units(choice_, which, true, "quantize");
+  return sequential ? run_sequential(choice_, which) : run_units(choice_, which, "quantize");
 }
 
 // ---- planning
 // --------------------------------------------------------------------------------------------------------------
-
-/// Bits of the codes of an ec grid after entropy coding, tables left out.
-static double coded_bits(const std::vector<NodePtr>& nodes, ThreadPool& pool) {
-  Model empty;
-  for (size_t i = 0; i < nodes.size(); ++i)
-    empty.tensors.push_back({fmt::format("t{}", i), {nodes[i]->rows(), nodes[i]->cols()}, nodes[i]});
-  return static_cast<double>(assemble(empty, {}, pool).bits().total());
-}
 
 /// The step at which a sample of the layers takes `bits_per_weight`, and what that costs.
 double Compressor::pilot_step(double bits_per_weight, double* loss, double* seconds) {
@@ -441,11 +480,10 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
   int rounds = 0;
   for (; rounds < 8; ++rounds) {
     Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
-    const Done done = run_units(choice, sample, false, "pilot");
-    std::vector<NodePtr> nodes;
-    for (const auto& [name, node] : done.nodes) nodes.push_back(node);
-    const double bits = coded_bits(nodes, pool_) / sample_weights;
-    if (loss != nullptr) *loss = done.total_loss() * all_weights / sample_weights;
+    CodeModelBuilder builder;
+    const double sum = try_units(choice, sample, [&](size_t, const Node& node) { count_codes(node, builder); });
+    const double bits = builder.estimated_bits() / sample_weights;
+    if (loss != nullptr) *loss = sum * all_weights / sample_weights;
     // One octave of step is one bit while codes are large, less when most of them are 0.
     const double error = bits - bits_per_weight;
     if (std::fabs(error) < 0.03) break;
@@ -477,13 +515,12 @@ Compressor::Done Compressor::solve_step() {
   double log_step = std::log2(step), last_log = 0, last_size = 0, best_log = 0;
   bool have_last = false, have_best = false;
   double low = -60, high = 60;  // bracket of the answer in log step
-  Done best;
+  Done best(targets_.size());
   for (int round = 0; round < 8; ++round) {
     choice_.assign(targets_.size(), ec_recipe(std::exp2(log_step), like));
-    Done done = run_units(choice_, which, true, "quantize");
+    Done done = run_units(choice_, which, "quantize");
     if (by_loss) {
-      const double ratio =
-          measured_loss(model_, assemble(model_, done.nodes, pool_), request_.eval_texts, pool_, progress_);
+      const double ratio = measured_loss(model_, finished(done), request_.eval_texts, pool_, progress_);
       const double asked = request_.budget.value;
       progress_.note(fmt::format("step {:.4g}: perplexity ratio - 1 is {:.4f}, asked for at most {:.4f}",
                                  std::exp2(log_step), ratio, asked));
@@ -499,7 +536,7 @@ Compressor::Done Compressor::solve_step() {
       log_step = next;
       continue;
     }
-    const auto size = static_cast<double>(measure_bytes(done.nodes));
+    const auto size = static_cast<double>(measure_bytes(done));
     if (size <= target) {
       high = std::min(high, log_step);
       best = std::move(done), best_log = log_step, have_best = true;
@@ -543,14 +580,14 @@ Compressor::Done Compressor::solve_knapsack() {
   std::vector<Done> results;
   for (const Recipe& option : options) {
     Choice choice(targets_.size(), option);
-    results.push_back(run_units(choice, which, true, "measure options"));
-    for (size_t k = 0; k < which.size(); ++k) {
-      const NodePtr& node = results.back().nodes.at(targets_[which[k]].name);
-      const auto bits =
-          option.method->name == "ec" ? coded_bits({node}, pool_) : static_cast<double>(node->bits().total());
-      const uint64_t bytes = by_ram() ? planned_ram_bytes(*node) : static_cast<uint64_t>(std::ceil(bits / 8));
-      units[k].push_back({bytes, results.back().loss[which[k]]});
-    }
+    std::vector<uint64_t> bytes(targets_.size());
+    results.push_back(run_units(choice, which, "measure options", [&](size_t i, const Node& node) {
+      CodeModelBuilder builder;
+      bytes[i] = by_ram()                     ? planned_ram_bytes(node)
+                 : count_codes(node, builder) ? static_cast<uint64_t>(std::ceil(builder.estimated_bits() / 8))
+                                              : (node.bits().total() + 7) / 8;
+    }));
+    for (size_t k = 0; k < which.size(); ++k) units[k].push_back({bytes[which[k]], results.back().loss[which[k]]});
   }
   stage("measure options");
   const uint64_t overhead = [&] {
@@ -564,8 +601,7 @@ Compressor::Done Compressor::solve_knapsack() {
   for (CurvePoint& p : curve_) p.bytes += overhead;
   const uint64_t target = target_bytes();
   uint64_t allowance = target > overhead ? target - overhead : 0;
-  Done done;
-  done.loss.assign(targets_.size(), 0);
+  Done done(targets_.size());
   choice_.assign(targets_.size(), options.front());
   for (int round = 0; round < 4; ++round) {
     const KnapsackAnswer answer = request_.budget.kind == Budget::Kind::loss
@@ -574,13 +610,12 @@ Compressor::Done Compressor::solve_knapsack() {
     lower_bound_ = answer.lower_bound;
     for (size_t k = 0; k < which.size(); ++k) {
       const auto option = static_cast<size_t>(answer.choice[k]);
-      const std::string& name = targets_[which[k]].name;
       choice_[which[k]] = options[option];
-      done.nodes[name] = results[option].nodes.at(name);
+      done.unit[which[k]] = results[option].unit[which[k]];
       done.loss[which[k]] = results[option].loss[which[k]];
     }
     if (target == 0) break;
-    const uint64_t size = measure_bytes(done.nodes);
+    const uint64_t size = measure_bytes(done);
     if (size <= target && static_cast<double>(size) >= static_cast<double>(target) * 0.997) break;
     if (size <= target && round > 0) break;
     // What tables and headers really take differs from the allowance for them: solve again with the difference.
@@ -645,15 +680,18 @@ Compressor::Done Compressor::solve_gguf_types() {
     // The size of a GGUF depends on the types alone: size a file of zeros, then solve for the real allowance.
     const KnapsackRange range = must(knapsack_range(units));
     const KnapsackAnswer trial = must(best_for_bytes(units, std::max(target, range.smallest_bytes)));
-    NodeMap nodes;
+    Model sized = model_;
+    Bytes zeros;  // enough for the largest matrix
     for (size_t k = 0; k < which.size(); ++k) {
       const std::optional<GgmlType> type = types[k][static_cast<size_t>(trial.choice[k])];
       if (!type) continue;
       const Target& t = targets_[which[k]];
-      std::vector<std::byte> zeros(*ggml_row_bytes(*type, t.cols) * static_cast<size_t>(t.rows));
-      nodes[t.name] = must(Blocks::make(*type, t.rows, t.cols, Bytes::own(std::move(zeros))));
+      const size_t bytes = *ggml_row_bytes(*type, t.cols) * static_cast<size_t>(t.rows);
+      if (zeros.size() < bytes) zeros = Bytes::own(std::vector<std::byte>(bytes));
+      for (ModelTensor& tensor : sized.tensors)
+        if (tensor.name == t.name) tensor.node = must(Blocks::make(*type, t.rows, t.cols, zeros.slice(0, bytes)));
     }
-    const uint64_t overhead = measure_bytes(nodes) - trial.bytes;
+    const uint64_t overhead = written_bytes(sized) - trial.bytes;
     if (target < range.smallest_bytes + overhead)
       throw Failure(user_error(
           fmt::format("a GGUF of this model cannot be smaller than {} (its rows of {} fit only some block types); "
@@ -703,14 +741,30 @@ Compressor::Done Compressor::follow_plan() {
 // ---- output
 // ----------------------------------------------------------------------------------------------------------------
 
-Model Compressor::finished(const NodeMap& nodes, const std::string& report_json) {
-  Model out = gguf_ ? model_ : assemble(model_, nodes, pool_);
-  if (gguf_)
-    for (ModelTensor& t : out.tensors)
-      if (const auto it = nodes.find(t.name); it != nodes.end()) t.node = it->second;
-  out.plan_json = print_plan(make_plan(nodes));
-  out.report_json = report_json;
-  return out;
+const Model& Compressor::finished(const Done& done) {
+  if (!finished_.tensors.empty() && finished_units_ == done.unit) return finished_;
+  std::map<std::string, size_t, std::less<>> fitted;
+  for (size_t i = 0; i < targets_.size(); ++i)
+    if (!done.unit[i].empty()) fitted[targets_[i].name] = i;
+  const auto node = [&](const std::string& name) {
+    const auto it = fitted.find(name);
+    return it == fitted.end() ? nullptr : node_of(done, it->second);
+  };
+  if (gguf_) {
+    finished_ = model_;
+    for (ModelTensor& t : finished_.tensors)
+      if (NodePtr replaced = node(t.name)) t.node = std::move(replaced);
+  } else {
+    finished_ = assemble(model_, node, [&](const std::string& name, NodePtr coded) {
+      const std::string unit = "coded|" + name;
+      must(work_->commit(unit, pack_unit({std::move(coded), 0})));
+      return finished_unit(unit)->node;
+    });
+  }
+  finished_units_ = done.unit;
+  finished_.plan_json = print_plan(make_plan(done));
+  finished_.report_json.clear();
+  return finished_;
 }
 
 void Compressor::write(const Model& model, const std::string& path, bool overwrite) {
@@ -724,15 +778,18 @@ uint64_t Compressor::written_bytes(const Model& model) const {
 /// Room for the measured report that the file gets at the end.
 static constexpr uint64_t kReportRoom = 2048;
 
-uint64_t Compressor::measure_bytes(const NodeMap& nodes) {
-  const Model model = finished(nodes, "");
+uint64_t Compressor::measure_bytes(const Done& done) {
+  const Model& model = finished(done);
   if (!by_ram()) return written_bytes(model) + (gguf_ ? 0 : kReportRoom);
   uint64_t bytes = 0;
-  for (const ModelTensor& t : model.tensors) bytes += planned_ram_bytes(*t.node);
+  for (const ModelTensor& t : model.tensors) {
+    bytes += planned_ram_bytes(*t.node);
+    drop_mapped_pages(*t.node);
+  }
   return bytes;
 }
 
-Plan Compressor::make_plan(const NodeMap& nodes) const {
+Plan Compressor::make_plan(const Done& done) const {
   Plan plan;
   plan.input = request_.input;
   plan.input_hash = input_hash_;
@@ -742,7 +799,7 @@ Plan Compressor::make_plan(const NodeMap& nodes) const {
   plan.settings["format"] = gguf_ ? "gguf" : "pith";
   plan.lower_bound = lower_bound_;
   for (size_t i = 0; i < targets_.size(); ++i) {
-    if (!nodes.contains(targets_[i].name) || choice_[i].method == nullptr) continue;
+    if (done.unit[i].empty() || choice_[i].method == nullptr) continue;
     PlanTensor t;
     t.name = targets_[i].name;
     t.method = choice_[i].print();
@@ -766,7 +823,7 @@ void Compressor::fill_report(Report& report, const Done& done, const Model& mode
     row.bytes = t.node->bits().total() / 8;
     row.bytes_before = model_.find(t.name)->node->bits().total() / 8;
     for (size_t i = 0; i < targets_.size(); ++i)
-      if (targets_[i].name == t.name && choice_[i].method != nullptr && done.nodes.contains(t.name)) {
+      if (targets_[i].name == t.name && choice_[i].method != nullptr && !done.unit[i].empty()) {
         row.method = choice_[i].print();
         row.predicted_loss = done.loss[i];
       }
@@ -789,12 +846,17 @@ Preflight Compressor::preflight() {
     return out;
   }
   const double begin = now();
-  calibrate_model(4, 4, "");
+  calibrate_model(4, 4);
   const double calibration_seconds = now() - begin;
   const double weights = weights_of_targets(all_targets());
   const double bits = out.target_bytes > 0 ? static_cast<double>(out.target_bytes) * 8 / weights : 3.5;
   double pass_seconds = 0;
   const double step = pilot_step(bits - 0.05, &out.predicted_loss, &pass_seconds);
+  // Statistics of so few sequences serve nobody later.
+  const std::string folder = cache_folder(request_) + "/stats-" + statistics_->key();
+  statistics_.reset();
+  std::error_code ignored;
+  std::filesystem::remove_all(folder, ignored);
   out.method = fmt::format("ec:step={:.3g}", step);
   const auto sequences = static_cast<double>(request_.calibration_sequences);
   out.seconds =
@@ -826,8 +888,7 @@ CompressResult Compressor::run() {
     base_ = must(open_model(request_.base));
     must(check_model(*base_));
   }
-  calibrate_model(request_.calibration_sequences, request_.fisher_sequences,
-                  request_.cache_folder.empty() ? default_cache_folder() : request_.cache_folder);
+  calibrate_model(request_.calibration_sequences, request_.fisher_sequences);
   stage("calibrate");
 
   const bool fixed = request_.allow.size() == 1 && request_.budget.kind == Budget::Kind::none;
@@ -837,9 +898,9 @@ CompressResult Compressor::run() {
               : gguf_ && request_.allow.empty() ? solve_gguf_types()
                                                 : solve_knapsack();
   stage("quantize");
-  Model result = finished(done.nodes, "");
+  Model result = finished(done);
   CompressResult out;
-  out.plan = make_plan(done.nodes);
+  out.plan = make_plan(done);
   fill_report(out.report, done, result);
   statistics_.reset();
   if (request_.eval_chunks > 0) {

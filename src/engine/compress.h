@@ -48,7 +48,8 @@ struct CompressResult {
   Report report;
 };
 
-/// Both throw Failure. `preflight` writes nothing but statistics of a few sequences into no file at all.
+/// Both throw Failure. `preflight` leaves nothing behind; statistics of its few sequences are in the cache folder
+/// while it runs.
 Preflight preflight(const CompressRequest& request, Progress& progress = quiet_progress());
 CompressResult compress(const CompressRequest& request, Progress& progress = quiet_progress());
 

@@ -1,7 +1,9 @@
 #include "engine/fit.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "maths/linalg.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -42,20 +44,47 @@ static const Moments& seen_moments(const FitJob& job) {
 
 Tensor input_moments(const FitJob& job) { return seen_moments(job).second(); }
 
+Tensor walk_factor(const FitJob& job, double damp) {
+  const Moments& moments = seen_moments(job);
+  return job.factor ? job.factor(damp) : upper_inverse_factor(moments, damp, job.name).upper.to(at::kFloat);
+}
+
 Tensor input_squares(const FitJob& job) { return seen_moments(job).diagonal(); }
 
+// Rows in blocks and H in its panels: neither the whole error nor the square H is ever in memory, and what lies below
+// H's diagonal is not computed twice. Blocks do not depend on the number of threads, so neither does the sum.
 double predicted_loss(const FitJob& job, const Node& node) {
-  const OneThread one;  // the same number for any number of threads: plans depend on it
-  std::vector<float> decoded = decode_all(node);
-  const Tensor approx = at::from_blob(decoded.data(), {node.rows(), node.cols()}, at::kFloat);
-  const Tensor error = job.weight - approx;
-  Tensor per_row;
-  if (knows_inputs(job))
-    per_row = (at::mm(error, job.inputs->second().to(at::kFloat)) * error).sum(1, false, at::kDouble);
-  else
-    per_row = (error * error).sum(1, false, at::kDouble);
-  if (job.row_fisher.defined()) per_row = per_row * job.row_fisher.to(at::kDouble);
-  return 0.5 * per_row.sum().item<double>();
+  constexpr int64_t kRows = 256;
+  const at::NoGradGuard no_grad;
+  const bool known = knows_inputs(job);
+  const int64_t rows = node.rows(), cols = node.cols(), blocks = (rows + kRows - 1) / kRows;
+  std::vector<double> loss(static_cast<size_t>(blocks));
+  parallel_tasks(blocks, [&](int64_t block) {
+    const int64_t r0 = block * kRows, n = std::min(kRows, rows - r0);
+    Tensor error = at::empty({n, cols}, at::kFloat);
+    node.decode_rows(r0, r0 + n, error.data_ptr<float>());
+    error.sub_(job.weight.narrow(0, r0, n));
+    Tensor per_row = at::zeros({n}, at::kDouble);
+    if (known) {
+      int64_t i = 0;
+      for (const Tensor& panel : job.inputs->panels()) {
+        const int64_t h = panel.size(0), rest = cols - i - h;
+        const Tensor product = at::mm(error.narrow(1, i, h), panel.to(at::kFloat));
+        per_row += (product.narrow(1, 0, h) * error.narrow(1, i, h)).sum(1, false, at::kDouble);
+        if (rest > 0)
+          per_row += 2 * (product.narrow(1, h, rest) * error.narrow(1, i + h, rest)).sum(1, false, at::kDouble);
+        i += h;
+      }
+      per_row /= static_cast<double>(job.inputs->count());
+    } else {
+      per_row = (error * error).sum(1, false, at::kDouble);
+    }
+    if (job.row_fisher.defined()) per_row *= job.row_fisher.narrow(0, r0, n).to(at::kDouble);
+    loss[static_cast<size_t>(block)] = 0.5 * per_row.sum().item<double>();
+  });
+  double sum = 0;
+  for (const double l : loss) sum += l;
+  return sum;
 }
 
 }  // namespace pith

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,6 +20,8 @@ struct FitJob {
   std::string name;                 ///< "model.layers.3.mlp.down_proj.weight"
   Tensor weight;                    ///< [out, in]
   const Moments* inputs = nullptr;  ///< second moments of the inputs; null when the method needs none
+  /// The walk's factor of `inputs` at a damping, when somebody keeps it; empty: it is made anew.
+  std::function<Tensor(double damp)> factor;
   Tensor cross;                     ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
   Tensor row_fisher;                ///< G, [out]: mean squared gradient at each output; undefined when not collected
   NodePtr base;                     ///< what an earlier method made of this matrix (EoRA); null otherwise
@@ -43,6 +46,8 @@ bool knows_inputs(const FitJob& job);
 /// H = E[x x^T], [in, in] fp64, and its diagonal, [in] fp64. Throw Failure naming the tensor when there are none, no
 /// input was seen, or the width is not that of the weight.
 Tensor input_moments(const FitJob& job);
+/// U with U^T U = (H + damp mean(diag H) I)^-1 (maths/linalg.h), [in, in] fp32, as gptq_walk takes it.
+Tensor walk_factor(const FitJob& job, double damp);
 Tensor input_squares(const FitJob& job);
 
 /// Second-order prediction of the harm: 1/2 sum over rows of G_r dW_r H dW_r^T, nats a token of mean KL when G is known

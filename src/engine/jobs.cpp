@@ -18,7 +18,8 @@ static constexpr double kUnseenOccurrences = 0.2;
 // Cost of an error e in row v: head 1/2 a_v e^T H e with a_v = mean p_v (1 - p_v); lookup 1/2 b_v e^T e. Both as one
 // metric M = A H + B I shared by all rows (A = sum a, B = sum b) and a weight a row, (a_v tr H + b_v n) / tr M:
 // exact where one of the two dominates.
-JobSet::JobSet(const LmWeights& weights, const Statistics* statistics, int64_t layer) : weights_(weights) {
+JobSet::JobSet(const LmWeights& weights, const Statistics* statistics, int64_t layer)
+    : weights_(weights), statistics_(statistics) {
   if (statistics == nullptr) return;
   known_ = true;
   if (layer >= 0) {
@@ -68,7 +69,12 @@ FitJob JobSet::make(const Target& target) const {
     job.inputs = &head_metric_;
     job.row_fisher = head_rows_;
   } else {
-    if (const auto it = block_.inputs.find(target.input); it != block_.inputs.end()) job.inputs = &it->second;
+    if (const auto it = block_.inputs.find(target.input); it != block_.inputs.end()) {
+      job.inputs = &it->second;
+      job.factor = [this, &target, moments = job.inputs](double damp) {
+        return statistics_->upper_factor(target.layer, target.input, *moments, damp);
+      };
+    }
     if (const auto it = block_.row_fisher.find(target.name); it != block_.row_fisher.end()) job.row_fisher = it->second;
   }
   return job;

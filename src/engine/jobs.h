@@ -34,6 +34,7 @@ class JobSet {
 
  private:
   const LmWeights& weights_;
+  const Statistics* statistics_;
   BlockStatistics block_;
   bool known_ = false;
   Moments head_metric_, embedding_metric_;

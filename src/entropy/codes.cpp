@@ -222,16 +222,14 @@ Result<CodesPtr> RansCodes::parse(const nlohmann::json& tree, int64_t rows, int6
   };
   PITH_ASSIGN(Section tables, context.sections.find(name("tables")));
   PITH_ASSIGN(Section stream, context.sections.find(name("section")));
-  // All matrices of a file share one table; parsing it once a matrix would cost more than the rest of opening.
+  // All matrices of a model share one table; parsing it once a matrix would cost more than the rest of opening.
   thread_local std::weak_ptr<const RansModel> last_model;
-  thread_local const std::byte* last_data = nullptr;
-  thread_local std::weak_ptr<const void> last_owner;
+  thread_local std::vector<std::byte> last_bytes;
   auto model = last_model.lock();
-  if (model == nullptr || last_data != tables.data.data() || last_owner.lock() != tables.data.owner) {
+  if (model == nullptr || !std::ranges::equal(last_bytes, tables.data.view)) {
     PITH_ASSIGN(model, RansModel::parse(tables.data.view));
     last_model = model;
-    last_data = tables.data.data();
-    last_owner = tables.data.owner;
+    last_bytes.assign(tables.data.view.begin(), tables.data.view.end());
   }
   std::shared_ptr<RansCodes> codes(new RansCodes(rows, cols));
   codes->model_ = std::move(model);
@@ -280,16 +278,6 @@ Status RansCodes::parse_stream(const Limits&) {
 // ---- builder
 // -------------------------------------------------------------------------------------------------------------
 
-CodeModelBuilder::CodeModelBuilder() = default;
-
-void CodeModelBuilder::count_side(const std::vector<int8_t>& values) {
-  const Side side = centred(values);
-  fixed_bits_ += side.constant ? 24 : 24 + 8 + 32;
-  if (side.constant) return;
-  auto& histogram = histogram_[static_cast<size_t>(side.klass)];
-  for (const int16_t v : side.residual) ++histogram[v];
-}
-
 CodeClasses CodeModelBuilder::add(const int16_t* codes, int64_t rows, int64_t cols) {
   CodeClasses classes = fit_classes(codes, rows, cols);
   count(codes, rows, cols, classes);
@@ -297,12 +285,10 @@ CodeClasses CodeModelBuilder::add(const int16_t* codes, int64_t rows, int64_t co
 }
 
 void CodeModelBuilder::count(const int16_t* codes, int64_t rows, int64_t cols, const CodeClasses& classes) {
-  count_side(classes.row);
-  count_side(classes.col);
-  fixed_bits_ += 32 + 16 * 32 * ceil_div(static_cast<uint64_t>(rows * cols), kChunkCodes);
   // Counting in a plain array is far faster than in a map.
   static constexpr int kSpan = 512;
   std::vector<uint32_t> counts(static_cast<size_t>(RansModel::kClasses) * kSpan, 0);
+  std::vector<std::pair<int, int>> rare;  // class and code
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c) {
       const int k = code_class(classes.row[static_cast<size_t>(r)], classes.col[static_cast<size_t>(c)]);
@@ -310,8 +296,17 @@ void CodeModelBuilder::count(const int16_t* codes, int64_t rows, int64_t cols, c
       if (code >= -kSpan / 2 && code < kSpan / 2)
         ++counts[static_cast<size_t>(k * kSpan + code + kSpan / 2)];
       else
-        ++histogram_[static_cast<size_t>(k)][code];
+        rare.emplace_back(k, code);
     }
+  const Side sides[] = {centred(classes.row), centred(classes.col)};
+  const std::lock_guard lock(mutex_);
+  for (const Side& side : sides) {
+    fixed_bits_ += side.constant ? 24 : 24 + 8 + 32;
+    if (side.constant) continue;
+    for (const int16_t v : side.residual) ++histogram_[static_cast<size_t>(side.klass)][v];
+  }
+  fixed_bits_ += 32 + 16 * 32 * ceil_div(static_cast<uint64_t>(rows * cols), kChunkCodes);
+  for (const auto& [k, code] : rare) ++histogram_[static_cast<size_t>(k)][code];
   for (int k = 0; k < RansModel::kClasses; ++k)
     for (int i = 0; i < kSpan; ++i)
       if (const uint32_t n = counts[static_cast<size_t>(k * kSpan + i)]; n != 0)

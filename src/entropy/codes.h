@@ -7,6 +7,7 @@
 
 #include <array>
 #include <map>
+#include <mutex>
 #include <string>
 
 #include "entropy/rans.h"
@@ -55,8 +56,7 @@ class RansCodes final : public Codes {
 /// First pass: show it all matrices; second pass: encode each. Same input, same bytes.
 class CodeModelBuilder {
  public:
-  CodeModelBuilder();
-  /// Counts one matrix of codes [rows, cols] whose classes are known.
+  /// Counts one matrix of codes [rows, cols] whose classes are known. Several threads may count; order does not matter.
   void count(const int16_t* codes, int64_t rows, int64_t cols, const CodeClasses& classes);
   /// fit_classes, then count; returns the classes for `encode`.
   CodeClasses add(const int16_t* codes, int64_t rows, int64_t cols);
@@ -70,7 +70,7 @@ class CodeModelBuilder {
   const RansModel& model() const { return *model_; }
 
  private:
-  void count_side(const std::vector<int8_t>& side);
+  std::mutex mutex_;
   std::array<std::map<int, uint64_t>, RansModel::kClasses> histogram_;
   uint64_t fixed_bits_ = 0;  ///< states, lengths
   std::shared_ptr<const RansModel> model_;

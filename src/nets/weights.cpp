@@ -32,6 +32,7 @@ class ModelWeights final : public LmWeights {
   static Tensor decode(const Node& node, int64_t r0, int64_t r1) {
     Tensor out = at::empty({r1 - r0, node.cols()}, at::kFloat);
     node.decode_rows(r0, r1, out.data_ptr<float>());
+    if (r1 - r0 > 1) drop_mapped_pages(node);  // single rows are looked up again and again
     return out;
   }
   const Model& model_;

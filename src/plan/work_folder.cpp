@@ -83,6 +83,7 @@ Result<Unit> read_unit(const std::string& path) {
   const std::string name(reinterpret_cast<const char*>(bytes.data()) + sizeof h, h.name_bytes);
   const auto data = bytes.subspan(sizeof h + h.name_bytes);
   if (unit_check(name, data) != h.check) return data_error(path + ": its checksum is wrong");
+  drop_mapped_pages(data);  // a reader may want little of it
   return Unit{name, Bytes(data, file)};
 }
 

@@ -91,6 +91,7 @@ std::string Model::content_hash() const {
     for (const int64_t n : tensor.shape) hasher.add(static_cast<uint64_t>(n));
     const nlohmann::json tree = tensor.node->serialize(tensor.name, sink);
     hasher.add(tree.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    drop_mapped_pages(*tensor.node);
   }
   return hasher.hex();
 }
@@ -161,6 +162,7 @@ Status check_finite(const Model& model) {
                                         tensor.name, rows[i], r + static_cast<int64_t>(i) / cols,
                                         static_cast<int64_t>(i) % cols));
     }
+    drop_mapped_pages(*tensor.node);
   }
   return {};
 }

@@ -126,6 +126,9 @@ class Node {
 /// The whole matrix as fp32.
 std::vector<float> decode_all(const Node& node);
 
+/// Arrays of this tree that are mapped files leave the process's memory until they are read again (base/file.h).
+void drop_mapped_pages(const Node& node);
+
 /// Reads a tree; every length, index and depth is checked, so the nodes that come out decode without further checks.
 Result<NodePtr> parse_node(const nlohmann::json& tree, const ParseContext& context);
 

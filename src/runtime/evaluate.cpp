@@ -84,22 +84,20 @@ Row row_of(const float* x, int64_t n) {
   return r;
 }
 
-// Runs one chunk; logits of its last `context - first` positions, 128 positions at a time.
-template <class F>
-Status each_logits(const Lm& model, const std::vector<int32_t>& chunk, int64_t first, KvStore& kv, ThreadPool& pool,
-                   F use) {
-  std::vector<float> logits;
+// Positions whose logits are in memory at a time.
+constexpr int64_t kPositions = 128;
+
+// Runs one chunk; what comes out of the final norm for its positions from `first` on.
+Status run_chunk(const Lm& model, const std::vector<int32_t>& chunk, int64_t first, KvStore& kv,
+                 std::vector<float>& states, ThreadPool& pool) {
   kv.clear();
-  const auto n = static_cast<int64_t>(chunk.size());
-  if (first > 0)
-    PITH_TRY(model.forward({chunk.data(), static_cast<size_t>(first)}, kv, Lm::Logits::last, logits, pool));
-  constexpr int64_t kPositions = 256;
-  for (int64_t i = first; i < n; i += kPositions) {
-    const int64_t count = std::min(kPositions, n - i);
-    PITH_TRY(model.forward({chunk.data() + i, static_cast<size_t>(count)}, kv, Lm::Logits::all, logits, pool));
-    PITH_TRY(use(i, count, logits));
-  }
-  return {};
+  return model.states(chunk, kv, chunk.size() - static_cast<size_t>(first), states, pool);
+}
+
+// Rows [i, i + count) of states.
+std::span<const float> rows_of(const std::vector<float>& states, int64_t i, int64_t count, const Lm& model) {
+  const auto width = static_cast<size_t>(model.config().hidden);
+  return std::span(states).subspan(static_cast<size_t>(i) * width, static_cast<size_t>(count) * width);
 }
 
 }  // namespace
@@ -111,18 +109,19 @@ Result<PerplexityResult> perplexity(const Lm& model, std::span<const int32_t> to
   KvStore kv = model.new_kv();
   Mean nll;
   std::vector<double> loss(static_cast<size_t>(options.context));
+  std::vector<float> states, logits;
   for (int64_t k = 0; k < plan.chunks; ++k) {
     const std::vector<int32_t> chunk = chunk_of(tokens, k, options);
-    PITH_TRY(each_logits(model, chunk, plan.first, kv, pool,
-                         [&](int64_t from, int64_t count, const std::vector<float>& logits) -> Status {
-                           const int64_t scored = std::min(count, options.context - 1 - from);
-                           pool.parallel_for(scored, [&](int64_t i) {
-                             const float* x = logits.data() + i * vocab;
-                             loss[static_cast<size_t>(from + i)] =
-                                 row_of(x, vocab).log_sum - x[chunk[static_cast<size_t>(from + i + 1)]];
-                           });
-                           return {};
-                         }));
+    PITH_TRY(run_chunk(model, chunk, plan.first, kv, states, pool));
+    for (int64_t from = plan.first; from + 1 < options.context; from += kPositions) {
+      const int64_t count = std::min(kPositions, options.context - 1 - from);
+      model.logits(rows_of(states, from - plan.first, count, model), logits, pool);
+      pool.parallel_for(count, [&](int64_t i) {
+        const float* x = logits.data() + i * vocab;
+        loss[static_cast<size_t>(from + i)] =
+            row_of(x, vocab).log_sum - static_cast<double>(x[chunk[static_cast<size_t>(from + i + 1)]]);
+      });
+    }
     for (int64_t i = plan.first; i + 1 < options.context; ++i) nll.add(loss[static_cast<size_t>(i)]);
     if (!std::isfinite(nll.mean)) return data_error(fmt::format("the loss of chunk {} is not finite", k));
     if (!progress.step({"evaluate", fmt::format("ppl {:.4f}", std::exp(nll.mean)), static_cast<uint64_t>(k + 1),
@@ -149,38 +148,29 @@ Result<ComparisonResult> compare(const Lm& model, const Lm& reference, std::span
     bool same;
   };
   std::vector<Token> found(static_cast<size_t>(options.context));
-  constexpr int64_t kPositions = 128;
-  std::vector<float> a, b;
+  std::vector<float> states, states_reference, a, b;
   for (int64_t k = 0; k < plan.chunks; ++k) {
     const std::vector<int32_t> chunk = chunk_of(tokens, k, options);
-    kv.clear();
-    kv_reference.clear();
-    // Both models advance together, so that only a piece of the logits is in memory.
-    for (int64_t from = 0; from < options.context;) {
-      const bool silent = from < plan.first;
-      const int64_t count = silent ? plan.first : std::min(kPositions, options.context - from);
-      const std::span<const int32_t> piece(chunk.data() + from, static_cast<size_t>(count));
-      const auto which = silent ? Lm::Logits::last : Lm::Logits::all;
-      PITH_TRY(model.forward(piece, kv, which, a, pool));
-      PITH_TRY(reference.forward(piece, kv_reference, which, b, pool));
-      if (!silent) {
-        const int64_t scored = std::min(count, options.context - 1 - from);
-        pool.parallel_for(scored, [&](int64_t i) {
-          const float *x = a.data() + i * vocab, *y = b.data() + i * vocab;
-          const Row rx = row_of(x, vocab), ry = row_of(y, vocab);
-          const auto target = static_cast<size_t>(chunk[static_cast<size_t>(from + i + 1)]);
-          double sum = 0;
-          for (int64_t v = 0; v < vocab; ++v) {
-            const double log_p = static_cast<double>(y[v]) - ry.log_sum;
-            if (log_p < -30) continue;  // e^-30 times any difference is below the rounding of the sum
-            sum += std::exp(log_p) * (log_p - (static_cast<double>(x[v]) - rx.log_sum));
-          }
-          found[static_cast<size_t>(from + i)] = {rx.log_sum - static_cast<double>(x[target]),
-                                                  ry.log_sum - static_cast<double>(y[target]), std::max(sum, 0.0),
-                                                  rx.top == ry.top};
-        });
-      }
-      from += count;
+    PITH_TRY(run_chunk(model, chunk, plan.first, kv, states, pool));
+    PITH_TRY(run_chunk(reference, chunk, plan.first, kv_reference, states_reference, pool));
+    for (int64_t from = plan.first; from + 1 < options.context; from += kPositions) {
+      const int64_t count = std::min(kPositions, options.context - 1 - from);
+      model.logits(rows_of(states, from - plan.first, count, model), a, pool);
+      reference.logits(rows_of(states_reference, from - plan.first, count, reference), b, pool);
+      pool.parallel_for(count, [&](int64_t i) {
+        const float *x = a.data() + i * vocab, *y = b.data() + i * vocab;
+        const Row rx = row_of(x, vocab), ry = row_of(y, vocab);
+        const auto target = static_cast<size_t>(chunk[static_cast<size_t>(from + i + 1)]);
+        double sum = 0;
+        for (int64_t v = 0; v < vocab; ++v) {
+          const double log_p = static_cast<double>(y[v]) - ry.log_sum;
+          if (log_p < -30) continue;  // e^-30 times any difference is below the rounding of the sum
+          sum += std::exp(log_p) * (log_p - (static_cast<double>(x[v]) - rx.log_sum));
+        }
+        found[static_cast<size_t>(from + i)] = {rx.log_sum - static_cast<double>(x[target]),
+                                                ry.log_sum - static_cast<double>(y[target]), std::max(sum, 0.0),
+                                                rx.top == ry.top};
+      });
     }
     for (int64_t i = plan.first; i + 1 < options.context; ++i) {
       const Token& t = found[static_cast<size_t>(i)];

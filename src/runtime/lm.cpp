@@ -92,14 +92,35 @@ struct Work {
 
 }  // namespace
 
+static void read_vector(const Model& model, const std::string& name, bool gain, std::vector<float>& out) {
+  const ModelTensor* t = model.find(name);
+  if (t == nullptr) return;
+  out = decode_all(*t->node);
+  if (gain && model.config.norm_plus_one) {
+    for (float& v : out) v += 1.0f;
+  }
+}
+
 struct Lm::Impl {
   LmConfig config;
   LmOptions options;
   const Ops* ops = nullptr;
   LinearPtr embedding, head;  ///< head is null when tied
   std::vector<float> final_norm;
-  std::vector<Block> blocks;
+  std::vector<Block> blocks;    ///< none when streamed
+  std::optional<Model> source;  ///< of a streamed model
   std::vector<double> frequencies, local_frequencies;
+
+  /// A matrix still to be prepared.
+  struct Job {
+    const ModelTensor* tensor;
+    LinearPtr* into;
+    std::vector<float>* bias;
+  };
+  Status prepare(std::span<const Job> jobs, ThreadPool& pool, Progress& progress) const;
+  /// Fills in the vectors of block i, and appends its matrices to `jobs`.
+  void collect_block(const Model& model, int64_t i, Block& block, std::vector<Job>& jobs) const;
+  Result<Block> stream_block(int64_t i, ThreadPool& pool) const;
 
   const Linear& output() const { return head != nullptr ? *head : *embedding; }
   void add_bias(const Layer& layer, int64_t n, float* y) const;
@@ -148,65 +169,21 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
   m.local_frequencies =
       rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta, c.rope_theta_local <= 0);
 
-  // check_model has seen all names; matrices are collected first and prepared by several threads.
-  const auto find = [&](const std::string& name) { return model.find(name); };
-  const auto vector = [&](const std::string& name, std::vector<float>& out, bool gain) {
-    const ModelTensor* t = find(name);
-    if (t == nullptr) return;
-    out = decode_all(*t->node);
-    if (gain && c.norm_plus_one) {
-      for (float& v : out) v += 1.0f;
-    }
-  };
-  struct Job {
-    const ModelTensor* tensor;
-    LinearPtr* into;
-    std::vector<float>* bias;
-  };
-  std::vector<Job> jobs;
-  const auto matrix = [&](const std::string& name, Layer& layer) {
-    const ModelTensor* t = find(name + ".weight");
-    if (t == nullptr) return;
-    vector(name + ".bias", layer.bias, false);
-    jobs.push_back({t, &layer.matrix, &layer.bias});
-  };
-  jobs.push_back({find("model.embed_tokens.weight"), &m.embedding, nullptr});
-  if (!c.tied_embeddings) jobs.push_back({find("lm_head.weight"), &m.head, nullptr});
-  vector("model.norm.weight", m.final_norm, true);
-  m.blocks.resize(static_cast<size_t>(c.layers));
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string p = fmt::format("model.layers.{}.", i);
-    Block& b = m.blocks[static_cast<size_t>(i)];
-    vector(p + "input_layernorm.weight", b.attention_norm, true);
-    if (c.post_norms) {
-      vector(p + "post_attention_layernorm.weight", b.post_attention_norm, true);
-      vector(p + "pre_feedforward_layernorm.weight", b.mlp_norm, true);
-      vector(p + "post_feedforward_layernorm.weight", b.post_mlp_norm, true);
-    } else {
-      vector(p + "post_attention_layernorm.weight", b.mlp_norm, true);
-    }
-    vector(p + "self_attn.q_norm.weight", b.q_norm, true);
-    vector(p + "self_attn.k_norm.weight", b.k_norm, true);
-    matrix(p + "self_attn.q_proj", b.q);
-    matrix(p + "self_attn.k_proj", b.k);
-    matrix(p + "self_attn.v_proj", b.v);
-    matrix(p + "self_attn.o_proj", b.o);
-    if (c.experts == 0) {
-      matrix(p + "mlp.gate_proj", b.gate);
-      matrix(p + "mlp.up_proj", b.up);
-      matrix(p + "mlp.down_proj", b.down);
-      continue;
-    }
-    matrix(p + "block_sparse_moe.gate", b.router);
-    b.experts.resize(static_cast<size_t>(c.experts));
-    for (int64_t e = 0; e < c.experts; ++e) {
-      const std::string ep = fmt::format("{}block_sparse_moe.experts.{}.", p, e);
-      matrix(ep + "w1", b.experts[static_cast<size_t>(e)].gate);
-      matrix(ep + "w3", b.experts[static_cast<size_t>(e)].up);
-      matrix(ep + "w2", b.experts[static_cast<size_t>(e)].down);
-    }
+  std::vector<Impl::Job> jobs;
+  jobs.push_back({model.find("model.embed_tokens.weight"), &m.embedding, nullptr});
+  if (!c.tied_embeddings) jobs.push_back({model.find("lm_head.weight"), &m.head, nullptr});
+  read_vector(model, "model.norm.weight", true, m.final_norm);
+  if (options.streamed) {
+    m.source = model;
+  } else {
+    m.blocks.resize(static_cast<size_t>(c.layers));
+    for (int64_t i = 0; i < c.layers; ++i) m.collect_block(model, i, m.blocks[static_cast<size_t>(i)], jobs);
   }
+  PITH_TRY(m.prepare(jobs, pool, progress));
+  return std::unique_ptr<Lm>(new Lm(std::move(impl)));
+}
 
+Status Lm::Impl::prepare(std::span<const Job> jobs, ThreadPool& pool, Progress& progress) const {
   const KernelOptions kernel{options.precision, options.isa};
   const size_t batch = std::max<size_t>(8, 4 * pool.size());
   std::vector<Error> errors(jobs.size());
@@ -239,7 +216,58 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
       return user_error("stopped while loading the model");
     }
   }
-  return std::unique_ptr<Lm>(new Lm(std::move(impl)));
+  return {};
+}
+
+Result<Block> Lm::Impl::stream_block(int64_t i, ThreadPool& pool) const {
+  Block block;
+  std::vector<Job> jobs;
+  collect_block(*source, i, block, jobs);
+  PITH_TRY(prepare(jobs, pool, quiet_progress()));
+  for (const Job& job : jobs) drop_mapped_pages(*job.tensor->node);
+  return block;
+}
+
+void Lm::Impl::collect_block(const Model& model, int64_t i, Block& b, std::vector<Job>& jobs) const {
+  const LmConfig& c = config;
+  const std::string p = fmt::format("model.layers.{}.", i);
+  const auto vector = [&](const std::string& name, std::vector<float>& out) {
+    read_vector(model, p + name, true, out);
+  };
+  const auto matrix = [&](const std::string& name, Layer& layer) {
+    const ModelTensor* t = model.find(p + name + ".weight");
+    if (t == nullptr) return;
+    read_vector(model, p + name + ".bias", false, layer.bias);
+    jobs.push_back({t, &layer.matrix, &layer.bias});
+  };
+  vector("input_layernorm.weight", b.attention_norm);
+  if (c.post_norms) {
+    vector("post_attention_layernorm.weight", b.post_attention_norm);
+    vector("pre_feedforward_layernorm.weight", b.mlp_norm);
+    vector("post_feedforward_layernorm.weight", b.post_mlp_norm);
+  } else {
+    vector("post_attention_layernorm.weight", b.mlp_norm);
+  }
+  vector("self_attn.q_norm.weight", b.q_norm);
+  vector("self_attn.k_norm.weight", b.k_norm);
+  matrix("self_attn.q_proj", b.q);
+  matrix("self_attn.k_proj", b.k);
+  matrix("self_attn.v_proj", b.v);
+  matrix("self_attn.o_proj", b.o);
+  if (c.experts == 0) {
+    matrix("mlp.gate_proj", b.gate);
+    matrix("mlp.up_proj", b.up);
+    matrix("mlp.down_proj", b.down);
+    return;
+  }
+  matrix("block_sparse_moe.gate", b.router);
+  b.experts.resize(static_cast<size_t>(c.experts));
+  for (int64_t e = 0; e < c.experts; ++e) {
+    const std::string expert = fmt::format("block_sparse_moe.experts.{}.", e);
+    matrix(expert + "w1", b.experts[static_cast<size_t>(e)].gate);
+    matrix(expert + "w3", b.experts[static_cast<size_t>(e)].up);
+    matrix(expert + "w2", b.experts[static_cast<size_t>(e)].down);
+  }
 }
 
 void Lm::Impl::add_bias(const Layer& layer, int64_t n, float* y) const {
@@ -386,6 +414,15 @@ void Lm::Impl::experts(const Block& b, const float* h, int64_t n, float* out, Th
 
 Status Lm::forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, std::vector<float>& logits,
                    ThreadPool& pool) const {
+  thread_local std::vector<float> rows;
+  const size_t wanted = which == Logits::last ? 1 : tokens.size();
+  PITH_TRY(states(tokens, kv, wanted, rows, pool));
+  this->logits(rows, logits, pool);
+  return {};
+}
+
+Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std::vector<float>& out,
+                  ThreadPool& pool) const {
   const Impl& m = *impl_;
   const LmConfig& c = m.config;
   const auto n = static_cast<int64_t>(tokens.size());
@@ -425,7 +462,11 @@ Status Lm::forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, s
   const int64_t half = c.head_dim / 2;
 
   for (int64_t i = 0; i < c.layers; ++i) {
-    const Block& b = m.blocks[static_cast<size_t>(i)];
+    Block streamed;
+    if (m.source) {
+      PITH_ASSIGN(streamed, m.stream_block(i, pool));
+    }
+    const Block& b = m.source ? streamed : m.blocks[static_cast<size_t>(i)];
     m.norm(b.attention_norm, w.x.data(), n, w.h.data(), pool);
     const Layer* qkv[3] = {&b.q, &b.k, &b.v};
     float* into[3] = {w.q.data(), w.k.data(), w.v.data()};
@@ -466,22 +507,29 @@ Status Lm::forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, s
   }
   kv.advance(n);
 
-  const int64_t rows = which == Logits::last ? 1 : n;
-  m.norm(m.final_norm, w.x.data() + (n - rows) * c.hidden, rows, w.h.data(), pool);
+  const auto rows = static_cast<int64_t>(std::min(last, tokens.size()));
+  out.resize(static_cast<size_t>(rows * c.hidden));
+  m.norm(m.final_norm, w.x.data() + (n - rows) * c.hidden, rows, out.data(), pool);
   for (int64_t i = 0; i < rows * c.hidden; ++i) {
-    if (!std::isfinite(w.h[static_cast<size_t>(i)])) {
+    if (!std::isfinite(out[static_cast<size_t>(i)])) {
       return data_error(fmt::format("the model computes NaN or infinity at position {}: its weights are damaged",
                                     past + n - rows + i / c.hidden));
     }
   }
-  logits.resize(static_cast<size_t>(rows * c.vocab));
-  m.output().multiply(w.h.data(), rows, logits.data(), pool);
+  return {};
+}
+
+void Lm::logits(std::span<const float> states, std::vector<float>& out, ThreadPool& pool) const {
+  const Impl& m = *impl_;
+  const LmConfig& c = m.config;
+  const int64_t rows = static_cast<int64_t>(states.size()) / c.hidden;
+  out.resize(static_cast<size_t>(rows * c.vocab));
+  m.output().multiply(states.data(), rows, out.data(), pool);
   if (c.logit_softcap > 0) {
     each_row(pool, rows, [&](int64_t i) {
-      m.ops->softcap(logits.data() + i * c.vocab, c.vocab, static_cast<float>(c.logit_softcap));
+      m.ops->softcap(out.data() + i * c.vocab, c.vocab, static_cast<float>(c.logit_softcap));
     });
   }
-  return {};
 }
 
 }  // namespace pith

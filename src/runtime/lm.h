@@ -22,6 +22,9 @@ struct LmOptions {
   Precision precision = Precision::exact;
   KvType kv = KvType::f16;
   std::optional<Isa> isa;
+  /// Blocks are prepared when a pass reaches them and dropped behind it: the memory of one block instead of all, for
+  /// long passes over models that do not fit. The model's files must stay.
+  bool streamed = false;
 };
 
 class Lm {
@@ -32,7 +35,7 @@ class Lm {
   ~Lm();
 
   const LmConfig& config() const;
-  /// Bytes of memory that the weights take; the KV store counts its own.
+  /// Bytes of memory that the weights take; the KV store counts its own, and streamed blocks are left out.
   uint64_t ram_bytes() const;
   KvStore new_kv() const;
 
@@ -41,6 +44,11 @@ class Lm {
   /// Fails on a token outside the vocabulary and when a result is not finite.
   Status forward(std::span<const int32_t> tokens, KvStore& kv, Logits which, std::vector<float>& logits,
                  ThreadPool& pool) const;
+  /// The two halves of forward: what comes out of the final norm for the last `rows` tokens, [rows, hidden], and the
+  /// logits of some rows of that, [.., vocab].
+  Status states(std::span<const int32_t> tokens, KvStore& kv, size_t rows, std::vector<float>& out,
+                ThreadPool& pool) const;
+  void logits(std::span<const float> states, std::vector<float>& out, ThreadPool& pool) const;
 
  private:
   struct Impl;

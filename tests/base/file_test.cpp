@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <set>
 
 namespace pith {
@@ -80,6 +81,31 @@ TEST_F(FileTest, KilledWhileWritingNothingStays) {
   ASSERT_TRUE(WIFSIGNALED(status));
   if (listing().size() == 1) GTEST_SKIP() << "this file system has no nameless files";
   EXPECT_TRUE(listing().empty());
+}
+
+TEST_F(FileTest, DroppedPagesComeBack) {
+  const std::string path = root + "/mapped", text(1 << 20, 'x');
+  ASSERT_TRUE(write_file(path, text, false).ok());
+  const auto file = *MappedFile::open(path);
+  const auto* bytes = reinterpret_cast<const char*>(file->bytes().data());
+  const auto resident = [&] {
+    std::ifstream in("/proc/self/smaps");
+    bool here = false;
+    for (std::string line; std::getline(in, line);) {
+      if (line.find("mapped") != std::string::npos && line.find(root) != std::string::npos) here = true;
+      if (here && line.starts_with("Rss:")) return std::stoi(line.substr(4));
+    }
+    return -1;
+  };
+  EXPECT_EQ(std::string_view(bytes, file->bytes().size()), text);
+  EXPECT_GE(resident(), 1024);
+  drop_mapped_pages(file->bytes());
+  EXPECT_EQ(resident(), 0);
+  EXPECT_EQ(std::string_view(bytes, file->bytes().size()), text);
+  std::string own(1 << 20, 'y');  // not a mapping of ours: nothing may happen to it
+  drop_mapped_pages(std::as_bytes(std::span(own)));
+  EXPECT_EQ(own, std::string(1 << 20, 'y'));
+  drop_mapped_pages({});
 }
 
 TEST_F(FileTest, BadPlaces) {

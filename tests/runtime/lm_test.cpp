@@ -215,6 +215,17 @@ TEST(Lm, MemoryIsThatOfItsMatrices) {
   EXPECT_EQ(load(tiny.model)->ram_bytes(), want);
 }
 
+TEST(Lm, StreamedBlocksGiveTheSameBits) {
+  for (const std::string& name : tiny_model_names()) {
+    SCOPED_TRACE(name);
+    const TinyModel tiny(name);
+    const auto loaded = load(tiny.model);
+    const auto streamed = load(tiny.model, {.isa = {}, .streamed = true});
+    EXPECT_EQ(logits_of(*streamed, tiny.sequence(0), {5, 1, 7}), logits_of(*loaded, tiny.sequence(0), {5, 1, 7}));
+    EXPECT_LT(streamed->ram_bytes(), loaded->ram_bytes());
+  }
+}
+
 TEST(Evaluate, PerplexityIsWhatItsDefinitionSays) {
   const TinyModel tiny("llama");
   const auto lm = load(tiny.model, {Precision::exact, KvType::f32, {}});

@@ -7,10 +7,8 @@
 
 #include "engine/fit.h"
 #include "maths/gptq_walk.h"
-#include "maths/linalg.h"
 #include "represent/codes.h"
 #include "represent/grid.h"
-#include "tensor/parallel.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -85,7 +83,7 @@ NodePtr walk(const FitJob& job, const Options& options, const Tensor& upper, dou
   Tensor weight = usable_weight(job);
   const int64_t rows = weight.size(0), cols = weight.size(1);
   std::vector<double> column(static_cast<size_t>(cols));
-  const Tensor diagonal = upper.diagonal().contiguous();
+  const Tensor diagonal = upper.diagonal().to(at::kDouble).contiguous();
   for (int64_t j = 0; j < cols; ++j) column[static_cast<size_t>(j)] = std::log2(diagonal.const_data_ptr<double>()[j]);
   double mean_column = 0;
   for (const double o : column) mean_column += o / static_cast<double>(cols);
@@ -116,11 +114,8 @@ NodePtr walk(const FitJob& job, const Options& options, const Tensor& upper, dou
 }
 
 NodePtr run(const FitJob& job, const Options& options) {
-  Tensor upper = at::eye(job.weight.size(1), at::kDouble);
-  if (knows_inputs(job)) {
-    const OneThread one;
-    upper = upper_inverse_factor(*job.inputs, options.real("damp"), job.name).upper;
-  }
+  const Tensor upper = knows_inputs(job) ? walk_factor(job, options.real("damp"))
+                                         : at::eye(job.weight.size(1), at::kFloat);
   for (double finest = kFinestColumn; finest >= 0; finest -= kCoarsening)
     if (NodePtr node = walk(job, options, upper, finest)) return node;
   throw Failure(user_error(job.name + ": steps of " + options.text("step") +

@@ -41,11 +41,9 @@ double loss(const Problem& p, const Node& node) {
 }
 
 double coded_bits(const NodePtr& node) {
-  ThreadPool pool(1);
   Model model;
   model.tensors.push_back({"w", {node->rows(), node->cols()}, node});
-  return static_cast<double>(assemble(model, {}, pool).bits().total()) /
-         static_cast<double>(node->rows() * node->cols());
+  return static_cast<double>(assemble(model, {}).bits().total()) / static_cast<double>(node->rows() * node->cols());
 }
 
 TEST(Ec, LossIsStepSquaredOverTwelveAWeight) {
@@ -80,10 +78,9 @@ TEST(Ec, CompensationAndFisherEachPayAtEqualSteps) {
 TEST(Ec, AssembledTreeDecodesToTheSameValues) {
   const Problem p = problem(70, 90, 4);
   const NodePtr node = fit(p, "step=0.01");
-  ThreadPool pool(2);
   Model model;
   model.tensors.push_back({"w", {70, 90}, node});
-  const Model coded = assemble(model, {}, pool);
+  const Model coded = assemble(model, {});
   EXPECT_EQ(decode_all(*coded.tensors[0].node), decode_all(*node));
   EXPECT_LT(coded.bits().total(), node->bits().total());
 }
