@@ -192,6 +192,7 @@ class Compressor {
   void write(const Model& model, const std::string& path, bool overwrite);
   Plan make_plan(const Done& done) const;
   void fill_report(Report& report, const Done& done, const Model& model);
+  uint64_t expected_memory() const;
 
   void stage(const std::string& name) {
     const double t = now();
@@ -484,10 +485,11 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
     const double sum = try_units(choice, sample, [&](size_t, const Node& node) { count_codes(node, builder); });
     const double bits = builder.estimated_bits() / sample_weights;
     if (loss != nullptr) *loss = sum * all_weights / sample_weights;
-    // One octave of step is one bit while codes are large, less when most of them are 0.
+    // One octave of step is one bit while codes are large, less when most of them are 0: a step that is far too fine is
+    // left in one jump, one that is too coarse carefully.
     const double error = bits - bits_per_weight;
     if (std::fabs(error) < 0.03) break;
-    log_step += std::clamp(error / std::clamp(bits / 3, 0.3, 1.0), -2.5, 2.5);
+    log_step += std::clamp(error / std::clamp(bits / 3, 0.3, 1.0), -2.5, 12.0);
   }
   if (seconds != nullptr) *seconds = (now() - begin) / (rounds + 1) * all_weights / sample_weights;
   return std::exp2(log_step);
@@ -831,6 +833,32 @@ void Compressor::fill_report(Report& report, const Done& done, const Model& mode
   }
 }
 
+// The largest of three stages: activations of the calibration; the matrices of a block that are fitted at a time, with
+// the statistics of the block; and the embedding, which is fitted alone.
+uint64_t Compressor::expected_memory() const {
+  const auto threads = static_cast<size_t>(at::get_num_threads());
+  // Either the factor is made (fp64, then fp32), or the walk has factor, weight twice, codes and packed codes.
+  const auto fit = [](const Target& t) {
+    const auto k = static_cast<uint64_t>(t.cols), n = static_cast<uint64_t>(t.rows) * k;
+    return std::max(12 * k * k + 4 * n, 4 * k * k + 11 * n);
+  };
+  uint64_t ends = 0, block = 0;
+  std::vector<uint64_t> fits;
+  for (const Target& t : targets_) {
+    if (t.layer < 0) ends = std::max(ends, fit(t));
+    if (t.layer == 0) fits.push_back(fit(t));
+  }
+  std::sort(fits.rbegin(), fits.rend());
+  for (size_t i = 0; i < std::min(threads, fits.size()); ++i) block += fits[i];
+  for (const auto& [input, width] : block_inputs(model_.config)) block += static_cast<uint64_t>(2 * width * width);
+  const uint64_t allowance = CalibrationOptions{}.memory;
+  const auto tokens =
+      static_cast<uint64_t>(request_.sequence_length * (request_.calibration_sequences + request_.fisher_sequences));
+  const uint64_t activations = std::min(allowance / 2, 4 * tokens * static_cast<uint64_t>(model_.config.hidden)) +
+                               std::min<uint64_t>(allowance / 2, threads << 28);
+  return current_anonymous_memory() + (200ull << 20) + std::max({ends, block, activations});
+}
+
 Preflight Compressor::preflight() {
   check_budget();
   Preflight out;
@@ -838,9 +866,7 @@ Preflight Compressor::preflight() {
   out.input_bytes = input_bytes_;
   out.target_bytes = target_bytes();
   out.smallest_bytes = static_cast<uint64_t>(static_cast<double>(out.weights) * kFewestBits / 8);
-  uint64_t largest = 0;
-  for (const Target& t : targets_) largest = std::max(largest, static_cast<uint64_t>(t.rows * t.cols) * 4);
-  out.peak_memory = current_anonymous_memory() + 4 * largest + (400ull << 20);
+  out.peak_memory = expected_memory();
   if (!continuous()) {
     out.method = request_.allow.empty() ? "gguf" : request_.allow.front().print();
     return out;
