@@ -22,9 +22,9 @@ struct FitJob {
   const Moments* inputs = nullptr;  ///< second moments of the inputs; null when the method needs none
   /// The walk's factor of `inputs` at a damping, when somebody keeps it; empty: it is made anew.
   std::function<Tensor(double damp)> factor;
-  Tensor cross;                     ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
-  Tensor row_fisher;                ///< G, [out]: mean squared gradient at each output; undefined when not collected
-  NodePtr base;                     ///< what an earlier method made of this matrix (EoRA); null otherwise
+  Tensor cross;       ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
+  Tensor row_fisher;  ///< G, [out]: mean squared gradient at each output; undefined when not collected
+  NodePtr base;       ///< what an earlier method made of this matrix (EoRA); null otherwise
   uint64_t seed = 0;
 };
 

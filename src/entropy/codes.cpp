@@ -16,6 +16,8 @@ static constexpr int64_t kLaneCodes = 1 << 13;   ///< fewer codes than this go o
 static constexpr int64_t kFewRows = 8;           ///< fewer rows say too little about a column for a term of its own
 static constexpr int8_t kNoClass = -64;          ///< an all-zero row: class 0 whatever the column says
 
+static unsigned lanes_of(int64_t rows, int64_t cols) { return rows * cols < kLaneCodes ? 1 : 16; }
+
 // ---- classes
 // -----------------------------------------------------------------------------------------------------------
 
@@ -305,7 +307,7 @@ void CodeModelBuilder::count(const int16_t* codes, int64_t rows, int64_t cols, c
     if (side.constant) continue;
     for (const int16_t v : side.residual) ++histogram_[static_cast<size_t>(side.klass)][v];
   }
-  fixed_bits_ += 32 + 16 * 32 * ceil_div(static_cast<uint64_t>(rows * cols), kChunkCodes);
+  fixed_bits_ += 32 + lanes_of(rows, cols) * 32 * ceil_div(static_cast<uint64_t>(rows * cols), kChunkCodes);
   for (const auto& [k, code] : rare) ++histogram_[static_cast<size_t>(k)][code];
   for (int k = 0; k < RansModel::kClasses; ++k)
     for (int i = 0; i < kSpan; ++i)
@@ -333,7 +335,7 @@ CodesPtr CodeModelBuilder::encode(const int16_t* codes, int64_t rows, int64_t co
   std::shared_ptr<RansCodes> out(new RansCodes(rows, cols));
   out->model_ = model_;
   out->classes_ = classes;
-  out->lanes_ = rows * cols < kLaneCodes ? 1 : 16;
+  out->lanes_ = lanes_of(rows, cols);
   out->chunk_rows_ = std::clamp<int64_t>(kChunkCodes / cols, 1, rows);
   out->id_ = next_id();
   std::vector<std::byte> stream;

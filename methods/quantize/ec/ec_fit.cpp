@@ -114,8 +114,8 @@ NodePtr walk(const FitJob& job, const Options& options, const Tensor& upper, dou
 }
 
 NodePtr run(const FitJob& job, const Options& options) {
-  const Tensor upper = knows_inputs(job) ? walk_factor(job, options.real("damp"))
-                                         : at::eye(job.weight.size(1), at::kFloat);
+  const Tensor upper =
+      knows_inputs(job) ? walk_factor(job, options.real("damp")) : at::eye(job.weight.size(1), at::kFloat);
   for (double finest = kFinestColumn; finest >= 0; finest -= kCoarsening)
     if (NodePtr node = walk(job, options, upper, finest)) return node;
   throw Failure(user_error(job.name + ": steps of " + options.text("step") +
