@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
-.PHONY: setup build demo test test-peers claims bench fuzz format lint docs clean
+.PHONY: setup build demo test test-peers claims bench bench-memory fuzz format lint docs clean
 
 setup:       ## install what is missing: apt packages, .venv with libtorch and the demo model
 	@scripts/setup.sh
@@ -25,6 +25,9 @@ claims: build ## rerun the claims of all methods and compare with their committe
 
 bench: setup ## speed and memory beside the peers, same machine, same run
 	@scripts/bench.sh
+
+bench-memory: setup ## peak memory of compress on a synthetic 8 GB model; most of an hour, 30 GB of disk
+	@scripts/bench.sh build/release/bench/compress_memory
 
 fuzz:        ## libFuzzer on every reader, SECONDS_EACH=60 each
 	@scripts/fuzz.sh

@@ -1,7 +1,7 @@
-// compress_memory PITH TINY_MODEL [GB [FOLDER [argument of pith compress…]]]: writes a Llama-type model of GB gigabytes
-// of random bf16 weights (tokenizer and kind of TINY_MODEL) into FOLDER, lets `pith compress` cut it to 3.5 bits a
-// weight, and prints what that took: resident and anonymous memory while it ran, against 1.5 GB + 3 x the largest block
-// in fp32.
+// compress_memory [GB [FOLDER [argument of pith compress…]]], from the root of the tree: writes a Llama-type model of
+// GB gigabytes (8) of random bf16 weights into FOLDER, lets `pith compress` cut it to 3.5 bits a weight, and prints
+// what that took: resident and anonymous memory while it ran, against 1.5 GB + 3 x the largest block in fp32. The curve
+// stays as FOLDER/memory.csv, everything else is removed.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
@@ -84,9 +84,10 @@ int fail(const std::string& message) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) return fail("usage: compress_memory PITH TINY_MODEL [GB [FOLDER [argument of pith compress...]]]");
-  const std::string pith = argv[1], tiny = argv[2], folder = argc > 4 ? argv[4] : "/tmp/pith-compress-memory";
-  const double gigabytes = argc > 3 ? std::atof(argv[3]) : 8;
+  const std::string pith = "build/release/pith", tiny = "testdata/lm-s";  // tokenizer, calibration and held-out text
+  const double gigabytes = argc > 1 ? std::atof(argv[1]) : 8;
+  const std::string folder = argc > 2 ? argv[2] : "/tmp/pith-compress-memory";
+  if (!(gigabytes > 0)) return fail("usage: compress_memory [GB [FOLDER [argument of pith compress...]]]");
   std::filesystem::create_directories(folder);
   const auto like = pith::open_huggingface(tiny, {});
   if (!like.ok()) return fail(like.error().message);
@@ -134,7 +135,7 @@ int main(int argc, char** argv) {
                                              "--force",
                                              "--restart"};
   args.insert(args.end(), defaults.begin(), defaults.end());
-  for (int i = 5; i < argc; ++i) args.emplace_back(argv[i]);
+  for (int i = 3; i < argc; ++i) args.emplace_back(argv[i]);
   std::vector<char*> raw;
   for (std::string& a : args) raw.push_back(a.data());
   raw.push_back(nullptr);
@@ -161,6 +162,8 @@ int main(int argc, char** argv) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
+  for (const char* made : {"/model", "/cache", "/out.pith", "/out.pith.work"})
+    std::filesystem::remove_all(folder + made);
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) return fail("pith compress failed");
   const double peak = static_cast<double>(used.ru_maxrss) * 1024;
   fmt::print("time {:.0f} s (CPU {:.0f} s)\n", seconds(),
