@@ -4,11 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
-[ -f bench/CMakeLists.txt ] || die "there are no benches in bench/"
+scripts/llama_cpp.sh >/dev/null
 cmake --preset release -DPITH_BENCH=ON >/dev/null
 scripts/build.sh release
-shopt -s nullglob
-programs=("$@"); [ ${#programs[@]} -gt 0 ] || programs=(build/release/bench/*_bench bench/*_bench.sh)
+programs=("$@"); [ ${#programs[@]} -gt 0 ] || programs=(build/release/bench/*_bench bench/*_bench.py)
 for program in "${programs[@]}"; do
   say "$program"
   "$program"

@@ -274,7 +274,7 @@ void quantize_row(GgmlType type, const float* src, int64_t n, const float* impor
   }
   const BlockShape* shape = block_shape(type);
   if (shape == nullptr) std::abort();  // traits say which types are writable
-  float x[256], w[256];
+  float x[256] = {}, w[256] = {};
   BlockFields fields;
   for (int64_t b = 0; b < n / shape->elements; ++b) {
     float sum = 0;

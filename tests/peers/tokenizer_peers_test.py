@@ -1,7 +1,7 @@
 """Ids on 1 MB of mixed text against `tokenizers`, `sentencepiece` and llama.cpp; chat templates against jinja2.
 
-llama.cpp is the package `llama_cpp`, or the program that PITH_LLAMA_TOKENIZE names; PITH_VOCABS may name a folder of
-further GGUF files, PITH_TEMPLATES one of *.jinja files.
+PITH_LLAMA_BIN and PITH_SMOLLM2 are set by scripts/test_peers.sh; PITH_VOCABS may name a folder of further GGUF files,
+PITH_TEMPLATES one of *.jinja files.
 """
 import glob
 import json
@@ -16,7 +16,6 @@ import mixed_text
 import pytest
 import sentencepiece
 import tokenizer_zoo
-from formats_peers_test import smollm2
 from tokenizers import Tokenizer
 
 BUILD = pathlib.Path(os.environ.get("PITH_BUILD", "build/release"))
@@ -94,14 +93,9 @@ def test_no_byte_is_lost(texts, name):
 
 
 def llama_ids(model, path, parse):
-    program = os.environ.get("PITH_LLAMA_TOKENIZE")
-    if program:
-        run = subprocess.run([program, "-m", model, "-f", path, "--ids", "--no-bos", "--no-escape", "--log-disable"] +
-                             ([] if parse else ["--no-parse-special"]), capture_output=True, check=True)
-        return json.loads(run.stdout)
-    llama_cpp = pytest.importorskip("llama_cpp")
-    llama = llama_cpp.Llama(model_path=str(model), vocab_only=True, verbose=False)
-    return llama.tokenize(pathlib.Path(path).read_bytes(), add_bos=False, special=parse)
+    run = subprocess.run([os.environ["PITH_LLAMA_BIN"] + "/llama-tokenize", "-m", model, "-f", path, "--ids", "--no-bos", "--no-escape",
+                          "--log-disable"] + ([] if parse else ["--no-parse-special"]), capture_output=True, check=True)
+    return json.loads(run.stdout)
 
 
 def vocabularies():
@@ -114,7 +108,7 @@ def vocabularies():
 def test_llama_cpp(texts, model):
     folder, text = texts
     further = model != "smollm2"
-    model = model if further else smollm2()
+    model = model if further else os.environ["PITH_SMOLLM2"]
     run = subprocess.run([str(BUILD / "tests/tokenizer_peer"), "encode", model, os.devnull], capture_output=True)
     if b"support" in run.stderr or b"not know" in run.stderr:
         pytest.skip(run.stderr.decode())
