@@ -50,6 +50,12 @@ std::string escape(std::string_view text) {
   return out;
 }
 
+/// "models/a.gguf" and "models/a/" are called by their last part.
+std::string_view last_part(std::string_view path) {
+  while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
+  return path.substr(path.rfind('/') + 1);
+}
+
 /// JSON that can stand inside <script>: no '<' at all.
 std::string script_json(const Json& json) {
   std::string out;
@@ -375,10 +381,10 @@ std::string report_to_html(const Report& r) {
       "</style>\n<script>document.documentElement.classList.add('js')</script>\n</head>\n<body>\n<main>\n";
   out += "<header><p class=\"brand\">Pith report</p><h1>" + escape(r.title) + "</h1>\n<p class=\"lead\">";
   if (r.before.file_bytes > 0)
-    out += fmt::format("<b>{}</b> went from {} to <b>{}</b>", escape(r.before.name), print_size(r.before.file_bytes),
-                       print_size(r.after.file_bytes));
+    out += fmt::format("<b>{}</b> went from {} to <b>{}</b>", escape(last_part(r.before.name)),
+                       print_size(r.before.file_bytes), print_size(r.after.file_bytes));
   else
-    out += "<b>" + escape(r.after.name) + "</b>, " + print_size(r.after.file_bytes);
+    out += "<b>" + escape(last_part(r.after.name)) + "</b>, " + print_size(r.after.file_bytes);
   if (!r.budget.empty()) out += "; the budget was " + escape(r.budget);
   out += r.texts.empty()
              ? "."
@@ -434,7 +440,8 @@ std::string report_to_html(const Report& r) {
           details("As a table", table({"tensor", "predicted", "measured", "ratio"}, scatter_rows, "lnnn"));
     if (layers > 0)
       right += std::string(right.empty() ? "" : "<div style=\"height:18px\"></div>") +
-               "<h2>Bytes by layer</h2><p class=\"hint\"></p>" + canvas("layers", "Bytes of each layer by kind", scatter_rows.empty() ? 0 : 230);
+               "<h2>Bytes by layer</h2><p class=\"hint\"></p>" +
+               canvas("layers", "Bytes of each layer by kind", scatter_rows.empty() ? 0 : 230);
     if (!right.empty()) out += "<section class=\"card w7\">" + right + "</section>\n";
   }
   if (!r.samples.empty()) {
