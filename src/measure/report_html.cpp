@@ -205,7 +205,7 @@ std::string tiles(const Report& r) {
 
 std::string comparison(const Report& r) {
   std::vector<Row> rows;
-  const auto pair = [&](std::string_view what, bool have, std::string before, std::string after,
+  const auto pair = [&](std::string_view what, bool have, const std::string& before, const std::string& after,
                         std::string_view difference) {
     if (have)
       rows.push_back({std::string(what), "<span class=\"dim\">" + before + "</span>", "<b>" + after + "</b>",
