@@ -161,8 +161,8 @@ class Compressor {
   using See = std::function<void(size_t target, const Node& node)>;
   /// Fits what is not in the work folder yet, layer by layer, and leaves the units in the folder.
   Done run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name, const See& see = {});
-  /// The same for a sample that is not kept; returns its loss.
-  double try_units(const Choice& choice, const std::vector<size_t>& which, const See& see);
+  /// The same for every so many rows, and nothing is kept; returns the loss.
+  double try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see);
   using FitOne = std::function<void(size_t target, FitJob job)>;
   void each_layer(const std::vector<size_t>& which, const char* stage_name,
                   const std::function<bool(size_t target)>& missing, const FitOne& fit);
@@ -367,11 +367,14 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   return done;
 }
 
-double Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, const See& see) {
+double Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see) {
   Done done(targets_.size());
   each_layer(
       which, "pilot", [](size_t) { return true; },
       [&](size_t i, FitJob job) {
+        const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
+        job.weight = thin(job.weight);
+        if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
         const Unit unit = fit_unit(std::move(job), choice[i]);
         done.loss[i] = unit.loss;
         see(i, *unit.node);
@@ -465,35 +468,46 @@ Compressor::Done Compressor::run_chosen(const std::vector<size_t>& which) {
 // ---- planning
 // --------------------------------------------------------------------------------------------------------------
 
+/// Of the rows of embedding and head, the pilot looks at one in so many.
+static constexpr int64_t kPilotRows = 8;
+
 /// The step at which a sample of the layers takes `bits_per_weight`, and what that costs.
 double Compressor::pilot_step(double bits_per_weight, double* loss, double* seconds) {
-  // About six blocks spread over the depth stand for the model. The embedding is left out: its bits follow the same
-  // step, and the first full pass corrects what the sample misjudged.
-  std::vector<size_t> sample;
-  const int64_t layers = model_.config.layers;
-  const int64_t stride = std::max<int64_t>(1, layers / 6);
-  for (size_t i = 0; i < targets_.size(); ++i)
-    if (targets_[i].layer >= 0 && targets_[i].layer % stride == stride / 2) sample.push_back(i);
-  const double sample_weights = weights_of_targets(sample), all_weights = weights_of_targets(all_targets());
+  // About six blocks spread over the depth stand for all, some rows of embedding and head for these.
+  std::vector<size_t> blocks, sample, ends;
+  const int64_t stride = std::max<int64_t>(1, model_.config.layers / 6);
+  for (const size_t i : all_targets()) {
+    const int64_t layer = targets_[i].layer;
+    (layer < 0 ? ends : blocks).push_back(i);
+    if (layer >= 0 && layer % stride == stride / 2) sample.push_back(i);
+  }
+  const double block_share = weights_of_targets(blocks) / weights_of_targets(sample);
+  const double weights = weights_of_targets(blocks) + weights_of_targets(ends);
   const MethodSpec* like = ec_spec(request_.allow);
   double log_step = -12;  // 2^-12: about 4 bits for the models tried
   const double begin = now();
   int rounds = 0;
-  for (; rounds < 8; ++rounds) {
-    Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
-    CodeModelBuilder builder;
-    const double sum = try_units(choice, sample, [&](size_t, const Node& node) { count_codes(node, builder); });
-    const double bits = builder.estimated_bits() / sample_weights;
-    if (loss != nullptr) *loss = sum * all_weights / sample_weights;
+  for (double error = 1; rounds < 8 && std::fabs(error) >= 0.03; ++rounds) {
+    const Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
+    CodeModelBuilder in_blocks, in_ends;
+    const double block_loss =
+        try_units(choice, sample, 1, [&](size_t, const Node& node) { count_codes(node, in_blocks); });
+    const double end_loss =
+        try_units(choice, ends, kPilotRows, [&](size_t, const Node& node) { count_codes(node, in_ends); });
+    const double bits = (in_blocks.estimated_bits() * block_share + in_ends.estimated_bits() * kPilotRows) / weights;
+    if (loss != nullptr) *loss = block_loss * block_share + end_loss * kPilotRows;
     // One octave of step is one bit while codes are large, less when most of them are 0: a step that is far too fine is
     // left in one jump, one that is too coarse carefully.
-    const double error = bits - bits_per_weight;
-    if (std::fabs(error) < 0.03) break;
+    error = bits - bits_per_weight;
     log_step += std::clamp(error / std::clamp(bits / 3, 0.3, 1.0), -2.5, 12.0);
   }
-  if (seconds != nullptr) *seconds = (now() - begin) / (rounds + 1) * all_weights / sample_weights;
+  const double tried = weights_of_targets(sample) + weights_of_targets(ends) / kPilotRows;
+  if (seconds != nullptr) *seconds = (now() - begin) / rounds * weights / tried;
   return std::exp2(log_step);
 }
+
+/// Room for the measured report that the file gets at the end.
+static constexpr uint64_t kReportRoom = 2048;
 
 Compressor::Done Compressor::solve_step() {
   const MethodSpec* like = ec_spec(request_.allow);
@@ -510,7 +524,13 @@ Compressor::Done Compressor::solve_step() {
     step *= std::sqrt(std::log1p(request_.budget.value) / std::max(loss, 1e-12));
   } else {
     const double share = by_ram() ? 0.8 : 1.0;
-    step = pilot_step(std::max(0.3, share * target * 8 / weights - 0.05), nullptr, nullptr);
+    // What is not compressed: header, tokenizer, norms.
+    Model rest = model_;
+    std::erase_if(rest.tensors, [&](const ModelTensor& t) {
+      return std::any_of(which.begin(), which.end(), [&](size_t i) { return targets_[i].name == t.name; });
+    });
+    const double others = by_ram() ? 0 : static_cast<double>(written_bytes(rest) + kReportRoom);
+    step = pilot_step(std::max(0.3, (share * target * 0.998 - others) * 8 / weights), nullptr, nullptr);
   }
   stage("plan");
   // Full passes until the file fits: log size is close to linear in log step, so a secant gets there in two or three.
@@ -776,9 +796,6 @@ void Compressor::write(const Model& model, const std::string& path, bool overwri
 uint64_t Compressor::written_bytes(const Model& model) const {
   return must(gguf_ ? gguf_model_bytes(model) : pith_model_bytes(model));
 }
-
-/// Room for the measured report that the file gets at the end.
-static constexpr uint64_t kReportRoom = 2048;
 
 uint64_t Compressor::measure_bytes(const Done& done) {
   const Model& model = finished(done);
