@@ -25,10 +25,31 @@ PACKAGES = [
     ("developers-reference", "GPL-2+", r"developers-reference/[^/]*\.html$"),
     ("debian-policy", "GPL-2+", r"policy\.html/.*\.html$"),
     ("python3.11-doc", "PSF-2", r"html/(tutorial|howto|faq|using|library|extending|reference)/.*\.html$"),
-    ("linux-doc-6.1", "GPL-2", r"html/(admin-guide|process|core-api|filesystems|networking)/.*\.html$"),
+    ("linux-doc-6.1", "GPL-2", r"html/(admin-guide|process|core-api|filesystems|networking|driver-api|userspace-api|sound"
+     r"|virt|trace|scsi|dev-tools|x86|mm|input|RCU|bpf|power|usb|security|PCI|locking|block|scheduler)/.*\.html$"),
+    ("postgresql-doc-15", "PostgreSQL", r"html/[^/]*\.html$"),
+    ("apache2-doc", "Apache-2.0", r"manual/en/.*\.html$"),
+    ("libreoffice-help-en-us", "MPL-2.0", r"en-US/text/.*\.html$"),
+    ("git-doc", "GPL-2", r"git-doc/.*\.html$"),
+    ("octave-doc", "GPL-3+", r"octave\.html/[^/]*\.html$"),
+    ("sqlite3-doc", "public domain", r"sqlite3/[^/]*\.html$"),
+    ("perl-doc", "GPL-1+ or Artistic", r"pod/[^/]*\.pod$"),
+    ("aptitude-doc-en", "GPL-2+", r"html/en/[^/]*\.html$"),
+    ("python-django-doc", "BSD-3-clause", r"html/(ref|topics|howto|intro|faq|releases|internals)/.*\.html$"),
+    ("vim-doc", "Vim", r"vim/html/[^/]*\.html$"),
+    ("exim4-doc-html", "GPL-2+", r"spec_html/[^/]*\.html$"),
+    ("libvirt-doc", "LGPL-2.1+", r"libvirt-doc/html/([^/]*|kbase/.*|manpages/.*)\.html$"),
+    ("bind9-doc", "MPL-2.0", r"arm/[^/]*\.html$"),
+    ("sphinx-doc", "BSD-2-clause", r"html/(usage|extdev|development|man|internals)/.*\.html$"),
+    ("installation-guide-amd64", "GPL-2+", r"amd64/en/.*\.html$"),
+    ("r-doc-html", "GPL-2+", r"manual/[^/]*\.html$"),
+    ("openvswitch-doc", "Apache-2.0", r"html/(topics|tutorials|howto|faq|intro|internals)/.*\.html$"),
+    ("nodejs-doc", "MIT", r"api/[^/]*\.html$"),
+    ("rust-doc", "MIT or Apache-2.0",
+     r"html/(book|reference|nomicon|rust-by-example|cargo|rustc|rustdoc|edition-guide)/.*\.html$"),
 ]
 HELD_OUT = 200_000
-CALIBRATION = 200_000
+CALIBRATION = 400_000
 
 
 class Text(html.parser.HTMLParser):
@@ -116,11 +137,8 @@ def main():
             if len(text) < 500 or digest in seen:
                 continue
             seen.add(digest)
-            # The King James Bible is one file: cut it into chapters' worth, else it would be held out whole or not.
-            step = 20_000 if "bible" in name else len(text)
-            for i in range(0, len(text), step):
-                key = hashlib.sha256(f"{name}/{relative}#{i}".encode()).digest()
-                (test if key[0] % 20 == 0 else train).append((key, text[i:i + step]))
+            key = hashlib.sha256(f"{name}/{relative}".encode()).digest()
+            (test if key[0] % 20 == 0 else train).append((key, text))
             count, size = count + 1, size + len(text.encode())
         sources.append({"package": deb.name, "sha256": hashlib.sha256(deb.read_bytes()).hexdigest(), "licence": licence,
                         "files": count, "bytes": size})

@@ -218,9 +218,12 @@ Tensor LmBlock::attention(const Tensor& x, const LmContext& context, const Taps*
     const Tensor hidden = (cut ? context.window : context.causal).logical_not();
     out = at::matmul(score.masked_fill(hidden, -INFINITY).softmax(-1), repeat(v));
   } else {
-    out = at::scaled_dot_product_attention(q, repeat(k), repeat(v),
+    // On a GPU a block with bf16 matrices attends in bf16 too: the fused kernels have no fast fp32 form.
+    const at::ScalarType type = x.is_cuda() ? weight(prefix_ + "self_attn.q_proj.weight").scalar_type() : at::kFloat;
+    out = at::scaled_dot_product_attention(q.to(type), repeat(k.to(type)), repeat(v.to(type)),
                                            cut ? std::optional<Tensor>(context.window) : std::nullopt,
-                                           /*dropout_p=*/0, /*is_causal=*/!cut, scale);
+                                           /*dropout_p=*/0, /*is_causal=*/!cut, scale)
+              .to(at::kFloat);
   }
   out = out.transpose(1, 2).reshape({batch, tokens, c.heads * c.head_dim});
   if (seen(taps, "attn_out", out)) return {};
