@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "base/file.h"
+#include "engine/jobs.h"
 #include "represent/dense.h"
 #include "runtime/builtin_text.h"
 #include "runtime/evaluate.h"
@@ -10,6 +11,7 @@
 #include "runtime/method.h"
 #include "runtime/model_file.h"
 #include "runtime/tokenizer.h"
+#include "tensor/parallel.h"
 
 namespace pith {
 namespace {
@@ -71,12 +73,35 @@ Tensor ClaimLm::calibration(uint64_t seed, int64_t sequences) const {
   return out;
 }
 
-double ClaimLm::perplexity(const NodeMap& replaced) const {
+std::unique_ptr<Statistics> ClaimLm::statistics(const Tensor& text, int64_t fisher_sequences, uint64_t seed) const {
+  CalibrationOptions options;
+  options.fisher_sequences = fisher_sequences;
+  options.seed = seed;
+  options.compute = Compute::fp32;
+  return calibrate(weights(), text, options);
+}
+
+Model ClaimLm::with(const NodeMap& replaced) const {
   Model changed = model_;
   for (ModelTensor& tensor : changed.tensors)
     if (const auto at = replaced.find(tensor.name); at != replaced.end()) tensor.node = at->second;
-  const auto lm = must(Lm::load(changed, {.precision = Precision::exact, .kv = KvType::f32}, pool_, quiet_progress()));
+  return changed;
+}
+
+static std::unique_ptr<Lm> exact(const Model& model, ThreadPool& pool) {
+  return must(Lm::load(model, {.precision = Precision::exact, .kv = KvType::f32, .isa = {}}, pool, quiet_progress()));
+}
+
+double ClaimLm::perplexity(const NodeMap& replaced) const {
+  const auto lm = exact(with(replaced), pool_);
   return must(pith::perplexity(*lm, test_, {.context = length_, .full_window = true}, pool_, quiet_progress())).ppl;
+}
+
+ClaimLm::Loss ClaimLm::loss(const NodeMap& replaced) const {
+  const auto lm = exact(with(replaced), pool_), reference = exact(model_, pool_);
+  const ComparisonResult found =
+      must(compare(*lm, *reference, test_, {.context = length_, .full_window = true}, pool_, quiet_progress()));
+  return {found.model.ppl, found.mean_kl};
 }
 
 void ClaimLm::replace(const TensorMap& tensors) {
@@ -90,24 +115,40 @@ void ClaimLm::replace(const TensorMap& tensors) {
   weights_ = weights_of(model_);
 }
 
-NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const NodeMap& base) {
+NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const FitBlocksOptions& options) {
   NodeMap out;
   BlockSession session(lm.weights(), calibration, {});
   int64_t done = 0;
   while (session.next()) {
-    const auto statistics = session.collect({}, {.fp = false, .prefix = true});
+    std::vector<std::vector<LmLinear>> groups;  // what is fitted with the same statistics
     for (const LmLinear& linear : session.block().linears()) {
       if (linear.router) continue;
-      FitJob job;
-      job.name = linear.name;
-      job.weight = session.block().weight(linear.name);
-      job.inputs = &statistics.at(linear.input).prefix;
-      if (const auto at = base.find(linear.name); at != base.end()) job.base = at->second;
-      const NodePtr node = rule(job);
-      Tensor decoded = at::empty({node->rows(), node->cols()}, at::kFloat);
-      node->decode_rows(0, node->rows(), decoded.data_ptr<float>());
-      session.replace(linear.name, decoded);
-      out[linear.name] = node;
+      if (groups.empty() || (options.cross && groups.back().front().input != linear.input)) groups.emplace_back();
+      groups.back().push_back(linear);
+    }
+    for (const std::vector<LmLinear>& group : groups) {
+      std::vector<std::string> inputs;
+      if (options.cross) inputs.push_back(group.front().input);
+      const auto statistics = session.collect(inputs, {.fp = false, .prefix = true, .cross = options.cross});
+      std::vector<NodePtr> nodes(group.size());
+      parallel_tasks(static_cast<int64_t>(group.size()), [&](int64_t k) {
+        const LmLinear& linear = group[static_cast<size_t>(k)];
+        const auto& input = statistics.at(linear.input);
+        FitJob job;
+        job.name = linear.name;
+        job.weight = session.block().weight(linear.name);
+        job.inputs = &input.prefix;
+        job.cross = input.cross;
+        if (const auto at = options.base.find(linear.name); at != options.base.end()) job.base = at->second;
+        nodes[static_cast<size_t>(k)] = rule(job);
+      });
+      for (size_t k = 0; k < group.size(); ++k) {
+        const NodePtr& node = nodes[k];
+        Tensor decoded = at::empty({node->rows(), node->cols()}, at::kFloat);
+        node->decode_rows(0, node->rows(), decoded.data_ptr<float>());
+        session.replace(group[k].name, decoded);
+        out[group[k].name] = node;
+      }
     }
     if (!lm.progress().step({"fit", "block", static_cast<uint64_t>(++done), static_cast<uint64_t>(lm.config().layers)}))
       throw Failure(user_error("stopped"));
@@ -115,16 +156,18 @@ NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& 
   return out;
 }
 
-NodeMap fit_alone(const ClaimLm& lm, const FitRule& rule) {
+NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule& rule) {
+  std::vector<Target> targets = compressible(lm.config());
+  std::erase_if(targets, [](const Target& target) { return target.layer < 0; });
+  std::vector<JobSet> layers;
+  for (int64_t layer = 0; layer < lm.config().layers; ++layer) layers.emplace_back(lm.weights(), statistics, layer);
+  std::vector<NodePtr> nodes(targets.size());
+  parallel_tasks(static_cast<int64_t>(targets.size()), [&](int64_t k) {
+    const Target& target = targets[static_cast<size_t>(k)];
+    nodes[static_cast<size_t>(k)] = rule(layers[static_cast<size_t>(target.layer)].make(target));
+  });
   NodeMap out;
-  for (int64_t layer = 0; layer < lm.config().layers; ++layer)
-    for (const LmLinear& linear : block_linears(lm.config(), layer)) {
-      if (linear.router) continue;
-      FitJob job;
-      job.name = linear.name;
-      job.weight = lm.weights().tensor(linear.name);
-      out[linear.name] = rule(job);
-    }
+  for (size_t k = 0; k < targets.size(); ++k) out[targets[k].name] = nodes[k];
   return out;
 }
 

@@ -31,8 +31,17 @@ class ClaimLm {
   int64_t length() const { return length_; }
   /// [sequences, length] tokens at seeded places of the calibration text.
   Tensor calibration(uint64_t seed, int64_t sequences) const;
+  /// What the model itself does on that text: moments of all inputs and, from the first sequences, Fisher information.
+  std::unique_ptr<Statistics> statistics(const Tensor& text, int64_t fisher_sequences, uint64_t seed) const;
   /// Perplexity on the test text with some matrices replaced; every token but the first of a sequence is scored.
   double perplexity(const NodeMap& replaced) const;
+  /// The same beside the mean KL to the model itself, nats a token.
+  struct Loss {
+    double ppl = 0, kl = 0;
+  };
+  Loss loss(const NodeMap& replaced) const;
+  /// The model with some matrices replaced.
+  Model with(const NodeMap& replaced) const;
   /// The model with fp32 tensors of these names in place of its own (planted weights).
   void replace(const TensorMap& tensors);
   const LmWeights& weights() const { return *weights_; }
@@ -48,13 +57,19 @@ class ClaimLm {
   mutable ThreadPool pool_;
 };
 
-/// Compresses all block matrices in network order; inputs come from the blocks compressed so far. Statistics of a block
-/// are taken once, with the block's own weights as they were. `base` (may be empty) fills FitJob::base.
+/// What is made of one matrix; called from several threads.
 using FitRule = std::function<NodePtr(const FitJob& job)>;
-NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule, const NodeMap& base = {});
+struct FitBlocksOptions {
+  NodeMap base = {};   ///< fills FitJob::base
+  bool cross = false;  ///< fill FitJob::cross, and go input after input, as `compress` to GGUF does
+};
+/// Compresses all block matrices in network order; inputs come from the blocks compressed so far. Without `cross` the
+/// statistics of a block are taken once, with the block's own weights as they were.
+NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& rule,
+                   const FitBlocksOptions& options = {});
 
-/// The same without calibration: every matrix by itself.
-NodeMap fit_alone(const ClaimLm& lm, const FitRule& rule);
+/// Compresses every block matrix by itself, with the float model's statistics; null: without any.
+NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule& rule);
 
 /// The fit that a spec names: "gptq:bits=3,group=40".
 NodePtr fit_spec(const std::string& spec, const FitJob& job);

@@ -26,7 +26,7 @@ Moments permuted_spectrum(const Moments& moments) {
 
 ClaimResult run(const ClaimRun& request) {
   const int seeds = request.quick ? 1 : 3;
-  const ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 32 : 48);
+  const ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 16 : 48);
   const int64_t sequences = request.quick ? 16 : 32;
   const std::vector<int> ranks{8};
   ClaimResult result;
@@ -34,7 +34,7 @@ ClaimResult run(const ClaimRun& request) {
   result.rows.push_back({"float", "ppl", 0, float_ppl});
 
   // Rounding to nearest knows no calibration: one base for all seeds.
-  const NodeMap base = fit_alone(lm, [](const FitJob& job) { return fit_spec("rtn:bits=3,group=128", job); });
+  const NodeMap base = fit_alone(lm, nullptr, [](const FitJob& job) { return fit_spec("rtn:bits=3,group=128", job); });
   const double none = lm.perplexity(base);
   result.rows.push_back({"no path", "ppl", 0, none});
   result.rows.push_back({"no path", "bits", 0, mean_bits(base)});
@@ -45,7 +45,7 @@ ClaimResult run(const ClaimRun& request) {
     const Tensor calibration = lm.calibration(static_cast<uint64_t>(seed), sequences);
     for (const int rank : ranks) {
       const auto measure = [&](const std::string& arm, const FitRule& rule) {
-        const NodeMap nodes = fit_blocks(lm, calibration, rule, base);
+        const NodeMap nodes = fit_blocks(lm, calibration, rule, {.base = base});
         const std::string name = fmt::format("{} rank {}", arm, rank);
         result.rows.push_back({name, "ppl", static_cast<uint64_t>(seed), lm.perplexity(nodes)});
         lm.progress().note(fmt::format("seed {}: {}: ppl {:.4f}", seed, name, result.rows.back().value));

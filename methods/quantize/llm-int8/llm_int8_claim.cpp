@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "engine/claim_lm.h"
 #include "represent/combine.h"
@@ -53,7 +54,7 @@ NodePtr one_scale(const FitJob& job) {
 
 ClaimResult run(const ClaimRun& request) {
   const int seeds = request.quick ? 1 : 3;
-  ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 32 : 48);
+  ClaimLm lm(request, request.quick ? 128 : 512, request.quick ? 16 : 48);
   const int64_t sequences = request.quick ? 8 : 16;
   ClaimResult result;
   const auto spec = [](std::string text) {
@@ -62,7 +63,7 @@ ClaimResult run(const ClaimRun& request) {
   const auto measure = [&](const std::string& arm, uint64_t seed, const FitRule& rule) {
     // Only the probe for fp16 columns needs calibration.
     const NodeMap nodes = arm.find("fp16") != std::string::npos ? fit_blocks(lm, lm.calibration(seed, sequences), rule)
-                                                                : fit_alone(lm, rule);
+                                                                : fit_alone(lm, nullptr, rule);
     const double ppl = lm.perplexity(nodes);
     result.rows.push_back({arm, "ppl", seed, ppl});
     result.rows.push_back({arm, "bits", seed, mean_bits(nodes)});
@@ -75,13 +76,14 @@ ClaimResult run(const ClaimRun& request) {
   if (!request.quick) measure("natural: ablation, threshold 0", 0, spec("llm-int8:threshold=0"));
 
   // Share of input values that stay in int8 on the natural model: columns outside the outliers of the probe.
-  double columns = 0, outliers = 0;
+  std::atomic<int64_t> columns{0}, outliers{0};
   fit_blocks(lm, lm.calibration(0, sequences), [&](const FitJob& job) {
-    columns += static_cast<double>(job.inputs->width());
-    outliers += job.inputs->max_abs().ge(6.0).sum().item<double>();
+    columns += job.inputs->width();
+    outliers += job.inputs->max_abs().ge(6.0).sum().item<int64_t>();
     return fit_spec("llm-int8", job);
   });
-  result.rows.push_back({"natural: llm-int8", "share of columns without outliers", 0, 1 - outliers / columns});
+  result.rows.push_back({"natural: llm-int8", "share of columns without outliers", 0,
+                         1 - static_cast<double>(outliers) / static_cast<double>(columns)});
 
   bool fp16_keeps = true, absmax_loses = true;
   double worst_fp16 = 0, least_absmax = 1e300;
