@@ -1,13 +1,16 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 
@@ -103,6 +106,28 @@ bool is_directory(const std::string& path) {
   return ::stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+static constexpr std::string_view kUnfinished = ".part.";
+
+std::string unfinished_name(const std::string& path) {
+  return path + std::string(kUnfinished) + std::to_string(::getpid());
+}
+
+void remove_unfinished(const std::string& path) {
+  namespace fs = std::filesystem;
+  const std::string start = fs::path(path).filename().string() + std::string(kUnfinished);
+  std::error_code error;
+  for (fs::directory_iterator it(folder_of(path), error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (!name.starts_with(start)) continue;
+    pid_t owner = 0;
+    const char* last = name.data() + name.size();
+    const auto [rest, bad] = std::from_chars(name.data() + start.size(), last, owner);
+    if (bad != std::errc() || rest != last || owner <= 0 || ::kill(owner, 0) == 0 || errno != ESRCH) continue;
+    std::error_code ignored;  // what cannot be deleted is in nobody's way
+    fs::remove_all(it->path(), ignored);
+  }
+}
+
 Result<AtomicFile> AtomicFile::create(const std::string& path, bool overwrite) {
   if (path.empty()) return user_error("no output path given (use -o PATH)");
   if (is_directory(path)) return user_error(path + ": is a folder, a file name is needed");
@@ -111,7 +136,7 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, bool overwrite) {
   AtomicFile file;
   file.path_ = path;
   file.overwrite_ = overwrite;
-  file.temporary_ = path + ".part." + std::to_string(::getpid());
+  file.temporary_ = unfinished_name(path);
   // A file without a name vanishes by itself when the process is killed. Not every file system has them.
   if (::access("/proc/self/fd", X_OK) == 0)
     file.fd_ = ::open(folder_of(path).c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0644);
@@ -119,6 +144,7 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, bool overwrite) {
     file.nameless_ = true;
     return file;
   }
+  remove_unfinished(path);
   file.fd_ = ::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file.fd_ < 0) return io_error(path, "cannot write here");
   return file;
@@ -179,6 +205,7 @@ Status AtomicFile::commit() {
     return user_error(path_ + ": exists already; choose another name or pass --force");
   if (!linked && nameless_) {
     // To replace a file, the new one needs a name of its own first.
+    remove_unfinished(path_);
     ::unlink(temporary_.c_str());
     if (!link_to(temporary_)) return io_error(path_, "cannot give the finished file its name");
     nameless_ = false;

@@ -41,6 +41,11 @@ Result<std::string> read_text(const std::string& path, uint64_t max_bytes);
 bool file_exists(const std::string& path);
 bool is_directory(const std::string& path);
 
+/// Name for something that is not complete yet and shall become `path`: beside it, with the number of this process.
+std::string unfinished_name(const std::string& path);
+/// Deletes what killed processes left beside `path` under such names, files and folders.
+void remove_unfinished(const std::string& path);
+
 /// Writes into a nameless file in the folder of `path` (a temporary one beside it where the file system has no such
 /// files); `commit` does fsync and gives it its name. Without commit nothing stays, a kill -9 included.
 class AtomicFile {

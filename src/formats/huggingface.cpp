@@ -1,6 +1,7 @@
 #include "formats/huggingface.h"
 
-#include <unistd.h>
+#include <fcntl.h>
+#include <stdio.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -126,10 +127,10 @@ Status write_huggingface_folder(const std::string& folder, const LmConfig& confi
   if (exists && !overwrite) return user_error(target + ": exists already; choose another name or pass --force");
   if (exists && !fs::is_empty(target, error) && !file_exists(target + "/config.json"))
     return user_error(target + ": exists and is no model folder (no config.json); it is not replaced");
-  TemporaryFolder part(target + ".part." + std::to_string(::getpid()));
+  remove_unfinished(target);
+  TemporaryFolder part(unfinished_name(target));
   fs::remove_all(part.path(), error);
-  if (!fs::create_directories(part.path(), error))
-    return user_error(target + ": cannot write here: " + error.message());
+  if (!fs::create_directory(part.path(), error)) return user_error(target + ": cannot write here: " + error.message());
 
   PITH_TRY(write_weights(part.path() + "/model.safetensors"));
 
@@ -159,15 +160,26 @@ Status write_huggingface_folder(const std::string& folder, const LmConfig& confi
   }
   PITH_TRY(write_file(part.path() + "/config.json", json_text(out, 2) + "\n", true));
 
-  // A folder cannot be renamed over a full one: move the old one aside first, remove it last.
-  TemporaryFolder old(exists ? target + ".old." + std::to_string(::getpid()) : std::string());
-  if (exists) {
-    fs::rename(target, old.path(), error);
-    if (error) return user_error(target + ": cannot replace: " + error.message());
+  if (!exists) {
+    fs::rename(part.path(), target, error);
+    if (error) return user_error(target + ": cannot rename into place: " + error.message());
+    part.keep();
+    return {};
   }
+  // One step, so that a kill leaves either the old folder or the new one; `part` then holds the old one.
+  if (::renameat2(AT_FDCWD, part.path().c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) return {};
+  // Not every file system can. A folder cannot be renamed over a full one: the old one steps aside, and goes last.
+  const std::string old = target + ".old";
+  fs::rename(target, old, error);
+  if (error) return user_error(target + ": cannot replace: " + error.message());
   fs::rename(part.path(), target, error);
-  if (error) return user_error(target + ": cannot rename into place: " + error.message());
+  if (error) {
+    std::error_code ignored;
+    fs::rename(old, target, ignored);
+    return user_error(target + ": cannot rename into place: " + error.message());
+  }
   part.keep();
+  fs::remove_all(old, error);
   return {};
 }
 
