@@ -200,6 +200,10 @@ void catch_interrupts() {
 bool interrupted() { return stop_requested.load(); }
 
 int fail(const Error& error) {
+  if (interrupted() && error.kind == ErrorKind::user) {  // "stopped; …", after Ctrl-C
+    std::fprintf(stderr, "pith: %s\n", error.message.c_str());
+    return kInterrupted;
+  }
   if (error.kind == ErrorKind::bug)
     std::fprintf(stderr, "pith: internal error: %s\nThis is a bug in Pith; please report it with the command line.\n",
                  error.message.c_str());

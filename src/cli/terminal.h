@@ -58,7 +58,7 @@ void catch_interrupts();
 bool interrupted();
 
 /// Prints "pith: error: …" (or "pith: internal error: …" with a request to report it) and returns the exit code: 2 the
-/// user's mistake, 3 a broken file, 70 a bug of ours.
+/// user's mistake, 3 a broken file, 70 a bug of ours; after Ctrl-C kInterrupted.
 int fail(const Error& error);
 /// Prints text to stdout; a closed pipe or a full disk becomes an error.
 Status print_out(std::string_view text);

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 #include <span>
 #include <utility>
@@ -116,10 +116,11 @@ std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config
 class Folder {
  public:
   Folder(const std::string& root, const std::string& key) : key_(key), path_(root + "/stats-" + key) {
-    make(root);
-    make(path_);
+    std::error_code error;
+    std::filesystem::create_directories(path_, error);
+    if (error) unusable(error.message());
     lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (lock_ < 0) throw Failure(user_error(path_ + ": cannot be written: " + std::strerror(errno)));
+    if (lock_ < 0) unusable(std::strerror(errno));
     exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
     if (exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0) return;
     ::close(lock_);
@@ -152,9 +153,9 @@ class Folder {
   [[noreturn]] void busy() const {
     throw Failure(user_error(path_ + ": another run is using these statistics; wait for it"));
   }
-  static void make(const std::string& folder) {
-    if (::mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
-      throw Failure(user_error(folder + ": cannot make this folder for statistics: " + std::strerror(errno)));
+  [[noreturn]] void unusable(const std::string& reason) const {
+    throw Failure(
+        user_error(path_ + ": cannot keep statistics here: " + reason + "; name another folder with --cache"));
   }
   std::string key_, path_;
   int lock_ = -1;

@@ -68,6 +68,10 @@ std::vector<int32_t> self_written(const Model& model, const Tokenizer& tokenizer
 
 }  // namespace
 
+std::string calibration_source(const std::string& spec) {
+  return spec == "self" ? spec : spec.empty() ? must(builtin_calibration_text()) : read_texts(spec);
+}
+
 CalibrationText calibration_text(const Model& model, const Tokenizer& tokenizer, const std::string& spec,
                                  int64_t sequences, int64_t length, uint64_t seed, unsigned threads,
                                  Progress& progress) {
@@ -78,7 +82,7 @@ CalibrationText calibration_text(const Model& model, const Tokenizer& tokenizer,
   if (spec == "self") {
     tokens = self_written(model, tokenizer, sequences, length, seed, threads, progress);
   } else {
-    const std::string text = spec.empty() ? must(builtin_calibration_text()) : read_texts(spec);
+    const std::string text = calibration_source(spec);
     if (text.find_first_not_of(" \t\r\n") == std::string::npos)
       throw Failure(user_error("calibration text '" + out.source + "' is empty; give a text of at least " +
                                std::to_string(length) + " tokens"));

@@ -16,6 +16,9 @@ struct CalibrationText {
   Tensor tokens;       ///< [sequences, length] int64
 };
 
+/// What `spec` (see below) stands for: the text itself, or "self".
+std::string calibration_source(const std::string& spec);
+
 /// `spec`: empty = the built-in mixture (runtime/builtin_text.h); "self" = sampled from the model; else paths of text
 /// files or folders of them, separated by commas. Sequences are spread evenly over the whole text, so that a short
 /// calibration still sees all of it. Throws Failure when the text is empty or shorter than one sequence.

@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <iterator>
@@ -97,19 +99,31 @@ class Compressor {
         pool_(request.threads),
         gguf_(request.output.ends_with(".gguf")),
         started_(now()) {
+    // Whatever is wrong with the question fails here, before hours of work.
     if (request.threads > 0) at::set_num_threads(static_cast<int>(request.threads));
+    for (const MethodSpec& spec : request.allow)
+      if (recipe(spec).method->needs.base && request.base.empty())
+        throw Failure(
+            user_error(fmt::format("method '{}' mends a compressed model; run it as 'pith {} {} MODEL "
+                                   "--compressed FILE'",
+                                   spec.method, recipe(spec).method->family, spec.method)));
+    if (!request.ends.method.empty()) recipe(request.ends);
+    if (!request.plan.empty()) plan_ = must(read_plan(request.plan, Limits{}, check_spec));
     model_ = must(open_model(request.input));
-    must(check_finite(model_));
-    weights_ = weights_of(model_);
     targets_ = compressible(model_.config);
     input_bytes_ = input_size(model_, request.input);
-    for (const MethodSpec& spec : request.allow) recipe(spec);  // a typing slip fails before hours of work
-    if (!request.ends.method.empty()) recipe(request.ends);
+    check_budget();
+    if (plan_) check_plan();
+    if (!request.base.empty()) open_base();
+    if (model_.tokenizer.kind != TokenizerSpec::Kind::none)
+      tokenizer_ = must(Tokenizer::create(model_.tokenizer).context(request.input));
+    must(check_finite(model_).context(request.input));
+    weights_ = weights_of(model_);
     stage("open");
   }
 
   Preflight preflight();
-  CompressResult run();
+  Report run(const std::function<void(const Preflight&)>& before);
 
  private:
   // ---- what the budget means
@@ -129,6 +143,8 @@ class Compressor {
   }
   bool by_ram() const { return request_.budget.kind == Budget::Kind::ram; }
   void check_budget();
+  void check_plan();
+  void open_base();
 
   // ---- calibration
   // ------------------------------------------------------------------------------------------------------
@@ -161,8 +177,8 @@ class Compressor {
   using See = std::function<void(size_t target, const Node& node)>;
   /// Fits what is not in the work folder yet, layer by layer, and leaves the units in the folder.
   Done run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name, const See& see = {});
-  /// The same for every so many rows, and nothing is kept; returns the loss.
-  double try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see);
+  /// The same for every so many rows, of which only the losses are kept.
+  Done try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see);
   using FitOne = std::function<void(size_t target, FitJob job)>;
   void each_layer(const std::vector<size_t>& which, const char* stage_name,
                   const std::function<bool(size_t target)>& missing, const FitOne& fit);
@@ -170,16 +186,22 @@ class Compressor {
   /// The way that suits the methods chosen: block after block where one needs the compressed prefix.
   Done run_chosen(const std::vector<size_t>& which);
   std::vector<size_t> all_targets() const;
+  std::vector<size_t> sample_targets() const;
 
   // ---- planning
   // ---------------------------------------------------------------------------------------------------------
   bool continuous() const;
+  [[noreturn]] void out_of_reach(double smallest);
   double pilot_step(double bits_per_weight, double* loss, double* seconds);
   Done solve_step();
+  uint64_t unit_bytes(const Node& node) const;
+  std::vector<Recipe> allowed_options();
+  std::vector<Done> measure_options(const std::vector<Recipe>& options, const std::vector<size_t>& which, bool commit,
+                                    std::vector<KnapsackUnit>& units);
+  uint64_t overhead(const std::vector<size_t>& which) const;
   Done solve_knapsack();
   Done solve_gguf_types();
   Done fixed_choice();
-  Done follow_plan();
 
   // ---- output
   // -------------------------------------------------------------------------------------------------------------
@@ -190,9 +212,12 @@ class Compressor {
   uint64_t written_bytes(const Model& model) const;
   uint64_t measure_bytes(const Done& done);
   void write(const Model& model, const std::string& path, bool overwrite);
+  void check_written(const Model& model);
+  std::optional<Report> finished_before();
   Plan make_plan(const Done& done) const;
   void fill_report(Report& report, const Done& done, const Model& model);
   uint64_t expected_memory() const;
+  void try_methods(Preflight& out);
 
   void stage(const std::string& name) {
     const double t = now();
@@ -209,10 +234,13 @@ class Compressor {
   std::vector<ReportStage> stages_;
   Model model_;
   std::optional<Model> base_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<Plan> plan_;
   std::unique_ptr<LmWeights> weights_;
   std::vector<Target> targets_;
   uint64_t input_bytes_ = 0;
   std::string input_hash_;
+  std::vector<size_t> planned_;  // targets that the plan names
   CalibrationText calibration_;
   std::unique_ptr<Statistics> statistics_;
   std::unique_ptr<WorkFolder> work_;
@@ -238,6 +266,41 @@ void Compressor::check_budget() {
         "a budget of {} is out of range for this model: it has {} weights, takes {} now, and can be asked for {} to {}",
         print_size(target), print_count(weights_count()), print_size(input_bytes_), print_size(smallest),
         print_size(std::max(input_bytes_, weights_count() * 2)))));
+}
+
+/// A plan may name any matrix of this model, and only of this one.
+void Compressor::check_plan() {
+  input_hash_ = model_.content_hash();
+  if (!plan_->input_hash.empty() && plan_->input_hash != input_hash_)
+    throw Failure(
+        user_error(fmt::format("{}: was made for another model (content {}, this one is {}); remove "
+                               "\"input_hash\" from it to use it all the same",
+                               request_.plan, plan_->input_hash, input_hash_)));
+  choice_.assign(targets_.size(), Recipe{});
+  for (const PlanTensor& t : plan_->tensors) {
+    const auto it = std::find_if(targets_.begin(), targets_.end(), [&](const Target& x) { return x.name == t.name; });
+    if (it == targets_.end()) {
+      std::vector<std::string> names;
+      for (const Target& x : targets_) names.push_back(x.name);
+      throw Failure(user_error(fmt::format("{}: there is no matrix '{}' in this model{}", request_.plan, t.name,
+                                           did_you_mean(t.name, names))));
+    }
+    const auto i = static_cast<size_t>(it - targets_.begin());
+    choice_[i] = recipe(split_spec(t.method));
+    planned_.push_back(i);
+  }
+}
+
+void Compressor::open_base() {
+  base_ = must(open_model(request_.base));
+  for (const Target& t : targets_) {
+    const ModelTensor* tensor = base_->find(t.name);
+    if (tensor == nullptr || tensor->node->rows() != t.rows || tensor->node->cols() != t.cols)
+      throw Failure(user_error(fmt::format(
+          "{}: has {} where {} has {} x {} for {}; are these files of one model?", request_.base,
+          tensor == nullptr ? "nothing" : fmt::format("{} x {}", tensor->node->rows(), tensor->node->cols()),
+          request_.input, t.rows, t.cols, t.name)));
+  }
 }
 
 bool Compressor::continuous() const {
@@ -266,9 +329,26 @@ Needs Compressor::needs() const {
 void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
   const Needs n = needs();
   if (!n.moments && !n.row_fisher) return;
-  const Tokenizer tokenizer = must(Tokenizer::create(model_.tokenizer));
-  calibration_ = calibration_text(model_, tokenizer, request_.calibration, sequences, request_.sequence_length,
-                                  request_.seed, request_.threads, progress_);
+  if (!tokenizer_)
+    throw Failure(data_error(request_.input + ": has no tokenizer, so it cannot read a calibration text"));
+  // What the model writes itself takes long: it is kept as a unit.
+  const bool keep = request_.calibration == "self" && work_;
+  const std::string unit = fmt::format("{} sequences of its own text", sequences);
+  if (keep && work_->has(unit)) {
+    const Bytes bytes = must(work_->read(unit));
+    const Tensor all = at::empty({static_cast<int64_t>(bytes.size() / sizeof(int64_t))}, at::kLong);
+    std::memcpy(all.data_ptr(), bytes.data(), bytes.size());
+    calibration_ = {request_.calibration, all.slice(0, 1).reshape({all[0].item<int64_t>(), -1}).contiguous()};
+  } else {
+    calibration_ = calibration_text(model_, *tokenizer_, request_.calibration, sequences, request_.sequence_length,
+                                    request_.seed, request_.threads, progress_);
+    if (keep) {
+      const Tensor all =
+          at::cat({at::full({1}, calibration_.tokens.size(0), at::kLong), calibration_.tokens.flatten()});
+      must(work_->commit(unit, {static_cast<const std::byte*>(all.const_data_ptr()),
+                                static_cast<size_t>(all.numel()) * sizeof(int64_t)}));
+    }
+  }
   CalibrationOptions options;
   options.moments = n.moments;
   options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
@@ -367,7 +447,8 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   return done;
 }
 
-double Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see) {
+Compressor::Done Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every,
+                                       const See& see) {
   Done done(targets_.size());
   each_layer(
       which, "pilot", [](size_t) { return true; },
@@ -379,7 +460,7 @@ double Compressor::try_units(const Choice& choice, const std::vector<size_t>& wh
         done.loss[i] = unit.loss;
         see(i, *unit.node);
       });
-  return done.total_loss();
+  return done;
 }
 
 // Block after block and input after input, with what the compressed part of the model before it really delivers, and
@@ -471,16 +552,21 @@ Compressor::Done Compressor::run_chosen(const std::vector<size_t>& which) {
 /// Of the rows of embedding and head, the pilot looks at one in so many.
 static constexpr int64_t kPilotRows = 8;
 
+/// About six blocks spread over the depth stand for all.
+std::vector<size_t> Compressor::sample_targets() const {
+  std::vector<size_t> sample;
+  const int64_t stride = std::max<int64_t>(1, model_.config.layers / 6);
+  for (size_t i = 0; i < targets_.size(); ++i)
+    if (targets_[i].layer >= 0 && targets_[i].layer % stride == stride / 2) sample.push_back(i);
+  return sample;
+}
+
 /// The step at which a sample of the layers takes `bits_per_weight`, and what that costs.
 double Compressor::pilot_step(double bits_per_weight, double* loss, double* seconds) {
-  // About six blocks spread over the depth stand for all, some rows of embedding and head for these.
-  std::vector<size_t> blocks, sample, ends;
-  const int64_t stride = std::max<int64_t>(1, model_.config.layers / 6);
-  for (const size_t i : all_targets()) {
-    const int64_t layer = targets_[i].layer;
-    (layer < 0 ? ends : blocks).push_back(i);
-    if (layer >= 0 && layer % stride == stride / 2) sample.push_back(i);
-  }
+  // Some blocks stand for all, some rows of embedding and head for these.
+  const std::vector<size_t> sample = sample_targets();
+  std::vector<size_t> blocks, ends;
+  for (const size_t i : all_targets()) (targets_[i].layer < 0 ? ends : blocks).push_back(i);
   const double block_share = weights_of_targets(blocks) / weights_of_targets(sample);
   const double weights = weights_of_targets(blocks) + weights_of_targets(ends);
   const MethodSpec* like = ec_spec(request_.allow);
@@ -491,9 +577,9 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
     const Choice choice(targets_.size(), ec_recipe(std::exp2(log_step), like));
     CodeModelBuilder in_blocks, in_ends;
     const double block_loss =
-        try_units(choice, sample, 1, [&](size_t, const Node& node) { count_codes(node, in_blocks); });
+        try_units(choice, sample, 1, [&](size_t, const Node& node) { count_codes(node, in_blocks); }).total_loss();
     const double end_loss =
-        try_units(choice, ends, kPilotRows, [&](size_t, const Node& node) { count_codes(node, in_ends); });
+        try_units(choice, ends, kPilotRows, [&](size_t, const Node& node) { count_codes(node, in_ends); }).total_loss();
     const double bits = (in_blocks.estimated_bits() * block_share + in_ends.estimated_bits() * kPilotRows) / weights;
     if (loss != nullptr) *loss = block_loss * block_share + end_loss * kPilotRows;
     // One octave of step is one bit while codes are large, less when most of them are 0: a step that is far too fine is
@@ -508,6 +594,14 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
 
 /// Room for the measured report that the file gets at the end.
 static constexpr uint64_t kReportRoom = 2048;
+
+/// The end of a run that nothing can bring under its budget; its units are of no use to another one.
+void Compressor::out_of_reach(double smallest) {
+  must(work_->remove());
+  throw Failure(user_error(fmt::format("a budget of {} is out of reach for this model: the smallest found is {}{}",
+                                       print_size(target_bytes()), print_size(static_cast<uint64_t>(smallest)),
+                                       by_ram() ? " in memory; --size budgets may go lower" : "")));
+}
 
 Compressor::Done Compressor::solve_step() {
   const MethodSpec* like = ec_spec(request_.allow);
@@ -538,6 +632,7 @@ Compressor::Done Compressor::solve_step() {
   bool have_last = false, have_best = false;
   double low = -60, high = 60;  // bracket of the answer in log step
   Done best(targets_.size());
+  double smallest = 1e300;
   for (int round = 0; round < 8; ++round) {
     choice_.assign(targets_.size(), ec_recipe(std::exp2(log_step), like));
     Done done = run_units(choice_, which, "quantize");
@@ -559,10 +654,14 @@ Compressor::Done Compressor::solve_step() {
       continue;
     }
     const auto size = static_cast<double>(measure_bytes(done));
+    const bool stuck = size > 0.999 * smallest && log_step > last_log;  // coarser steps do not make it smaller any more
+    smallest = std::min(smallest, size);
     if (size <= target) {
       high = std::min(high, log_step);
       best = std::move(done), best_log = log_step, have_best = true;
       if (size >= target * 0.996) break;
+    } else if (stuck) {
+      break;
     } else {
       low = std::max(low, log_step);
     }
@@ -576,13 +675,22 @@ Compressor::Done Compressor::solve_step() {
     if (next <= low || next >= high) next = low > -60 && high < 60 ? (low + high) / 2 : next;
     log_step = next;
   }
-  if (!have_best) throw Failure(bug_error("no step brought the file under the budget"));
+  if (!have_best && by_loss)
+    throw Failure(user_error(fmt::format("a {} was not reached; ask for more", request_.budget.describe())));
+  if (!have_best) out_of_reach(smallest);
   choice_.assign(targets_.size(), ec_recipe(std::exp2(best_log), like));
   return best;
 }
 
-Compressor::Done Compressor::solve_knapsack() {
-  // Every allowed option of every tensor is fitted and measured: its bytes exactly, its loss to second order.
+/// What a matrix takes: in memory or in the file, whichever the budget is about.
+uint64_t Compressor::unit_bytes(const Node& node) const {
+  CodeModelBuilder builder;
+  return by_ram()                     ? planned_ram_bytes(node)
+         : count_codes(node, builder) ? static_cast<uint64_t>(std::ceil(builder.estimated_bits() / 8))
+                                      : (node.bits().total() + 7) / 8;
+}
+
+std::vector<Recipe> Compressor::allowed_options() {
   std::vector<Recipe> options;
   for (const MethodSpec& spec : request_.allow) {
     Recipe r = recipe(spec);
@@ -597,35 +705,50 @@ Compressor::Done Compressor::solve_knapsack() {
       options.push_back(std::move(r));
     }
   }
-  const std::vector<size_t> which = all_targets();
-  std::vector<KnapsackUnit> units(which.size());
+  return options;
+}
+
+/// Fits every option of these targets and adds what it costs: its bytes exactly, its loss to second order.
+std::vector<Compressor::Done> Compressor::measure_options(const std::vector<Recipe>& options,
+                                                          const std::vector<size_t>& which, bool commit,
+                                                          std::vector<KnapsackUnit>& units) {
   std::vector<Done> results;
+  units.resize(which.size());
   for (const Recipe& option : options) {
-    Choice choice(targets_.size(), option);
+    const Choice choice(targets_.size(), option);
     std::vector<uint64_t> bytes(targets_.size());
-    results.push_back(run_units(choice, which, "measure options", [&](size_t i, const Node& node) {
-      CodeModelBuilder builder;
-      bytes[i] = by_ram()                     ? planned_ram_bytes(node)
-                 : count_codes(node, builder) ? static_cast<uint64_t>(std::ceil(builder.estimated_bits() / 8))
-                                              : (node.bits().total() + 7) / 8;
-    }));
+    const auto see = [&](size_t i, const Node& node) { bytes[i] = unit_bytes(node); };
+    results.push_back(commit ? run_units(choice, which, "measure options", see) : try_units(choice, which, 1, see));
     for (size_t k = 0; k < which.size(); ++k) units[k].push_back({bytes[which[k]], results.back().loss[which[k]]});
   }
+  return results;
+}
+
+/// About what a file takes beside these targets.
+uint64_t Compressor::overhead(const std::vector<size_t>& which) const {
+  uint64_t rest = 4096 + 256 * model_.tensors.size();
+  for (const ModelTensor& t : model_.tensors)
+    if (std::none_of(which.begin(), which.end(), [&](size_t i) { return targets_[i].name == t.name; }))
+      rest += t.node->bits().total() / 8;
+  return rest;
+}
+
+Compressor::Done Compressor::solve_knapsack() {
+  const std::vector<Recipe> options = allowed_options();
+  const std::vector<size_t> which = all_targets();
+  std::vector<KnapsackUnit> units;
+  const std::vector<Done> results = measure_options(options, which, true, units);
   stage("measure options");
-  const uint64_t overhead = [&] {
-    uint64_t rest = 4096;
-    for (const ModelTensor& t : model_.tensors)
-      if (std::none_of(which.begin(), which.end(), [&](size_t i) { return targets_[i].name == t.name; }))
-        rest += t.node->bits().total() / 8;
-    return rest + 256 * model_.tensors.size();
-  }();
+  const uint64_t overhead = this->overhead(which);
   curve_ = must(budget_curve(units, 40));
   for (CurvePoint& p : curve_) p.bytes += overhead;
   const uint64_t target = target_bytes();
-  uint64_t allowance = target > overhead ? target - overhead : 0;
+  const uint64_t smallest = must(knapsack_range(units)).smallest_bytes;
+  if (target > 0 && target < overhead + smallest) out_of_reach(static_cast<double>(overhead + smallest));
+  uint64_t allowance = target - std::min(overhead, target);
   Done done(targets_.size());
   choice_.assign(targets_.size(), options.front());
-  for (int round = 0; round < 4; ++round) {
+  for (int round = 0;; ++round) {
     const KnapsackAnswer answer = request_.budget.kind == Budget::Kind::loss
                                       ? must(best_for_loss(units, std::log1p(request_.budget.value)))
                                       : must(best_for_bytes(units, allowance));
@@ -640,9 +763,11 @@ Compressor::Done Compressor::solve_knapsack() {
     const uint64_t size = measure_bytes(done);
     if (size <= target && static_cast<double>(size) >= static_cast<double>(target) * 0.997) break;
     if (size <= target && round > 0) break;
+    if (round == 8 || (size > target && answer.bytes == smallest)) out_of_reach(static_cast<double>(size));
     // What tables and headers really take differs from the allowance for them: solve again with the difference.
     allowance = static_cast<uint64_t>(std::max<int64_t>(
-        0, static_cast<int64_t>(allowance) + static_cast<int64_t>(target) - static_cast<int64_t>(size) - 512));
+        static_cast<int64_t>(smallest),
+        static_cast<int64_t>(allowance) + static_cast<int64_t>(target) - static_cast<int64_t>(size) - 512));
   }
   return done;
 }
@@ -736,35 +861,12 @@ Compressor::Done Compressor::fixed_choice() {
   return run_chosen(all_targets());
 }
 
-Compressor::Done Compressor::follow_plan() {
-  const Plan plan = must(read_plan(request_.plan, Limits{}, [](const MethodSpec& spec) { return check_spec(spec); }));
-  if (!plan.input_hash.empty() && plan.input_hash != input_hash_)
-    throw Failure(
-        user_error(fmt::format("{}: was made for another model (content {}, this one is {}); remove "
-                               "\"input_hash\" from it to use it all the same",
-                               request_.plan, plan.input_hash, input_hash_)));
-  choice_.assign(targets_.size(), Recipe{});
-  std::vector<size_t> which;
-  for (const PlanTensor& t : plan.tensors) {
-    const auto it = std::find_if(targets_.begin(), targets_.end(), [&](const Target& x) { return x.name == t.name; });
-    if (it == targets_.end()) {
-      std::vector<std::string> names;
-      for (const Target& x : targets_) names.push_back(x.name);
-      throw Failure(user_error(fmt::format("{}: there is no matrix '{}' in this model{}", request_.plan, t.name,
-                                           did_you_mean(t.name, names))));
-    }
-    const auto i = static_cast<size_t>(it - targets_.begin());
-    choice_[i] = recipe(split_spec(t.method));
-    which.push_back(i);
-  }
-  return run_chosen(which);
-}
-
 // ---- output
 // ----------------------------------------------------------------------------------------------------------------
 
 const Model& Compressor::finished(const Done& done) {
   if (!finished_.tensors.empty() && finished_units_ == done.unit) return finished_;
+  const Model& rest = base_ ? *base_ : model_;  // what no fit has made anew
   std::map<std::string, size_t, std::less<>> fitted;
   for (size_t i = 0; i < targets_.size(); ++i)
     if (!done.unit[i].empty()) fitted[targets_[i].name] = i;
@@ -773,11 +875,11 @@ const Model& Compressor::finished(const Done& done) {
     return it == fitted.end() ? nullptr : node_of(done, it->second);
   };
   if (gguf_) {
-    finished_ = model_;
+    finished_ = rest;
     for (ModelTensor& t : finished_.tensors)
       if (NodePtr replaced = node(t.name)) t.node = std::move(replaced);
   } else {
-    finished_ = assemble(model_, node, [&](const std::string& name, NodePtr coded) {
+    finished_ = assemble(rest, node, [&](const std::string& name, NodePtr coded) {
       const std::string unit = "coded|" + name;
       must(work_->commit(unit, pack_unit({std::move(coded), 0})));
       return finished_unit(unit)->node;
@@ -793,19 +895,34 @@ void Compressor::write(const Model& model, const std::string& path, bool overwri
   must(gguf_ ? write_gguf_model(model, path, overwrite) : write_pith(model, path, overwrite));
 }
 
+/// The result that an earlier run left is what this one would write.
+void Compressor::check_written(const Model& model) {
+  const std::string copy = work_->path() + "/result.tmp";  // an ending that the work folder clears away
+  write(model, copy, true);
+  const auto ours = must(MappedFile::open(copy)), theirs = must(MappedFile::open(request_.output));
+  const bool same = std::ranges::equal(ours->bytes(), theirs->bytes());
+  ::unlink(copy.c_str());
+  if (!same)
+    throw Failure(user_error(request_.output + ": exists already and is not the result of this command; choose "
+                                               "another name or pass --force"));
+}
+
 uint64_t Compressor::written_bytes(const Model& model) const {
   return must(gguf_ ? gguf_model_bytes(model) : pith_model_bytes(model));
 }
 
-uint64_t Compressor::measure_bytes(const Done& done) {
-  const Model& model = finished(done);
-  if (!by_ram()) return written_bytes(model) + (gguf_ ? 0 : kReportRoom);
+static uint64_t loaded_bytes(const Model& model) {
   uint64_t bytes = 0;
   for (const ModelTensor& t : model.tensors) {
     bytes += planned_ram_bytes(*t.node);
     drop_mapped_pages(*t.node);
   }
   return bytes;
+}
+
+uint64_t Compressor::measure_bytes(const Done& done) {
+  const Model& model = finished(done);
+  return by_ram() ? loaded_bytes(model) : written_bytes(model) + (gguf_ ? 0 : kReportRoom);
 }
 
 Plan Compressor::make_plan(const Done& done) const {
@@ -877,94 +994,193 @@ uint64_t Compressor::expected_memory() const {
 }
 
 Preflight Compressor::preflight() {
-  check_budget();
   Preflight out;
   out.weights = weights_count();
   out.input_bytes = input_bytes_;
   out.target_bytes = target_bytes();
   out.smallest_bytes = static_cast<uint64_t>(static_cast<double>(out.weights) * kFewestBits / 8);
   out.peak_memory = expected_memory();
-  if (!continuous()) {
-    out.method = request_.allow.empty() ? "gguf" : request_.allow.front().print();
-    return out;
-  }
   const double begin = now();
   calibrate_model(4, 4);
-  const double calibration_seconds = now() - begin;
-  const double weights = weights_of_targets(all_targets());
-  const double bits = out.target_bytes > 0 ? static_cast<double>(out.target_bytes) * 8 / weights : 3.5;
-  double pass_seconds = 0;
-  const double step = pilot_step(bits - 0.05, &out.predicted_loss, &pass_seconds);
+  if (statistics_)
+    out.seconds =
+        (now() - begin) * static_cast<double>(request_.calibration_sequences + 3 * request_.fisher_sequences) / 16;
+  if (continuous() && !plan_) {
+    const double weights = weights_of_targets(all_targets());
+    const double bits = out.target_bytes > 0 ? static_cast<double>(out.target_bytes) * 8 / weights : 3.5;
+    double pass_seconds = 0, loss = 0;
+    const double step = pilot_step(bits - 0.05, &loss, &pass_seconds);
+    out.method = fmt::format("ec:step={:.3g}", step);
+    out.predicted_loss = loss;
+    out.seconds += 3 * pass_seconds;
+  } else if (gguf_ && request_.allow.empty() && !plan_) {
+    out.method = "gguf";
+  } else {
+    try_methods(out);
+  }
+  if (!statistics_) return out;
   // Statistics of so few sequences serve nobody later.
   const std::string folder = cache_folder(request_) + "/stats-" + statistics_->key();
   statistics_.reset();
   std::error_code ignored;
   std::filesystem::remove_all(folder, ignored);
-  out.method = fmt::format("ec:step={:.3g}", step);
-  const auto sequences = static_cast<double>(request_.calibration_sequences);
-  out.seconds =
-      calibration_seconds * (sequences + 3.0 * static_cast<double>(request_.fisher_sequences)) / 16 + 3 * pass_seconds;
   return out;
 }
 
-CompressResult Compressor::run() {
-  check_budget();
-  if (!request_.force && file_exists(request_.output))
-    throw Failure(user_error(request_.output + ": exists already; choose another name or pass --force"));
-  input_hash_ = model_.content_hash();
+/// Pre-flight of methods with fixed options: each on a sample of the blocks.
+void Compressor::try_methods(Preflight& out) {
+  const std::vector<size_t> all = plan_ ? planned_ : all_targets();
+  std::vector<size_t> sample;
+  for (const size_t i : sample_targets())
+    if (std::find(all.begin(), all.end(), i) != all.end()) sample.push_back(i);
+  if (sample.empty()) sample = all;
+  const double scale = weights_of_targets(all) / std::max(1.0, weights_of_targets(sample));
+  const double begin = now();
+  if (plan_ || request_.budget.kind == Budget::Kind::none) {
+    const Choice choice = plan_ ? choice_ : Choice(targets_.size(), recipe(request_.allow.front()));
+    std::vector<uint64_t> bytes(targets_.size());
+    const Done done = try_units(choice, sample, 1, [&](size_t i, const Node& node) { bytes[i] = unit_bytes(node); });
+    double sum = 0;
+    for (const uint64_t b : bytes) sum += static_cast<double>(b);
+    out.method = plan_ ? fmt::format("plan of {} matrices", planned_.size()) : request_.allow.front().print();
+    out.expected_bytes = overhead(all) + static_cast<uint64_t>(sum * scale);
+    if (statistics_ && needs().row_fisher) out.predicted_loss = done.total_loss() * scale;
+  } else {
+    const std::vector<Recipe> options = allowed_options();
+    std::vector<KnapsackUnit> units;
+    measure_options(options, sample, false, units);
+    const uint64_t rest = std::min(overhead(all), out.target_bytes);
+    const auto share = static_cast<uint64_t>(static_cast<double>(out.target_bytes - rest) / scale);
+    const KnapsackAnswer answer =
+        out.target_bytes > 0 ? must(best_for_bytes(units, std::max(must(knapsack_range(units)).smallest_bytes, share)))
+                             : must(best_for_loss(units, std::log1p(request_.budget.value) / scale));
+    out.method = fmt::format("the best of {} options", options.size());
+    out.predicted_loss = answer.loss * scale;
+  }
+  out.seconds += (now() - begin) * scale;
+}
+
+/// Unit that is committed twice: empty before the result gets its name, and with the result's hash and the report when
+/// all is done. A kill after the result is in place is seen by it.
+static constexpr const char* kResult = "result";
+
+static std::string work_folder(const CompressRequest& request) {
+  return request.work_folder.empty() ? request.output + ".work" : request.work_folder;
+}
+
+static std::string json_beside(const std::string& html) {
+  return (html.ends_with(".html") ? html.substr(0, html.size() - 5) : html) + ".json";
+}
+
+/// A run that was killed in its last moments has left its result and its work folder.
+static bool may_be_done(const CompressRequest& request) {
+  return !request.force && !request.restart && file_exists(request.output) && is_directory(work_folder(request));
+}
+
+/// What would spoil everything at the end is found at the beginning. Leaves no trace.
+static void check_places(const CompressRequest& request) {
+  const bool overwrite = request.force || may_be_done(request);
+  (void)must(AtomicFile::create(request.output, overwrite));
+  if (!request.report.empty()) {
+    (void)must(AtomicFile::create(request.report, overwrite));
+    (void)must(AtomicFile::create(json_beside(request.report), overwrite));
+  }
+  if (request.eval_chunks > 0) (void)held_out_texts(request.eval_texts);
+}
+
+static void write_report(const CompressRequest& request, const Report& report, bool overwrite) {
+  must(write_file(request.report, report_to_html(report), overwrite));
+  must(write_file(json_beside(request.report), report_to_json(report), overwrite));
+}
+
+static std::string file_hash(const std::string& path) { return hash_hex(must(MappedFile::open(path))->bytes()); }
+
+/// The report of an earlier run that did everything but remove its work folder.
+std::optional<Report> Compressor::finished_before() {
+  const Bytes note = must(work_->read(kResult));
+  const std::string_view text(reinterpret_cast<const char*>(note.data()), note.size());
+  const std::string hash = text.empty() ? "" : file_hash(request_.output);
+  if (hash.empty() || !text.starts_with(hash)) return std::nullopt;
+  Report report = must(report_from_json(text.substr(hash.size()), Limits{}));
+  if (!request_.report.empty() && !file_exists(request_.report)) write_report(request_, report, true);
+  if (!request_.keep_work) must(work_->remove(kResult));
+  return report;
+}
+
+Report Compressor::run(const std::function<void(const Preflight&)>& before) {
+  if (input_hash_.empty()) input_hash_ = model_.content_hash();
   std::string settings;
   for (const MethodSpec& spec : request_.allow) settings += spec.print() + ";";
-  const std::string plan_text = request_.plan.empty() ? "" : must(read_text(request_.plan, 64 << 20));
   const std::string plan_hash =
       Hasher()
           .add(request_.budget.describe())
           .add(settings)
           .add(request_.ends.print())
-          .add(plan_text)
-          .add(request_.calibration)
+          .add(plan_ ? plan_->hash() : "")
+          .add(base_ ? base_->content_hash() : "")
+          .add(calibration_source(request_.calibration))
           .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
                            request_.sequence_length, request_.seed, request_.embeddings, gguf_))
           .hex();
-  const std::string folder = request_.work_folder.empty() ? request_.output + ".work" : request_.work_folder;
-  work_ = std::make_unique<WorkFolder>(must(WorkFolder::open(folder, plan_hash, input_hash_, request_.restart)));
-  if (!request_.base.empty()) {
-    base_ = must(open_model(request_.base));
-    must(check_model(*base_));
+  const bool again = may_be_done(request_);
+  work_ = std::make_unique<WorkFolder>(
+      must(WorkFolder::open(work_folder(request_), plan_hash, input_hash_, request_.restart)));
+  if (again) {
+    if (!work_->has(kResult))
+      throw Failure(user_error(request_.output + ": exists already; choose another name or pass --force"));
+    if (auto report = finished_before()) return *report;
+  }
+  if (const size_t units = work_->done().size(); units > 0) {
+    progress_.note(fmt::format("goes on with {} finished units in {}", units, work_->path()));
+  } else if (before) {
+    before(preflight());
+    stage("pre-flight");
   }
   calibrate_model(request_.calibration_sequences, request_.fisher_sequences);
   stage("calibrate");
 
   const bool fixed = request_.allow.size() == 1 && request_.budget.kind == Budget::Kind::none;
-  Done done = !request_.plan.empty()            ? follow_plan()
+  Done done = plan_                             ? run_chosen(planned_)
               : fixed                           ? fixed_choice()
               : continuous()                    ? solve_step()
               : gguf_ && request_.allow.empty() ? solve_gguf_types()
                                                 : solve_knapsack();
   stage("quantize");
   Model result = finished(done);
-  CompressResult out;
-  out.plan = make_plan(done);
-  fill_report(out.report, done, result);
+  Report out;
+  fill_report(out, done, result);
+  out.before.loaded_bytes = loaded_bytes(model_);
+  out.after.loaded_bytes = loaded_bytes(result);
   statistics_.reset();
   if (request_.eval_chunks > 0) {
-    measure_model(model_, result, request_.eval_texts, request_.eval_chunks, pool_, progress_, out.report);
+    measure_model(model_, result, request_.eval_texts, request_.eval_chunks, pool_, progress_, out);
     stage("measure");
   }
-  result.report_json = short_report(out.report);
+  result.report_json = short_report(out);
   if (!gguf_ && !by_ram() && target_bytes() > 0 && written_bytes(result) > target_bytes()) result.report_json.clear();
-  write(result, request_.output, request_.force);
+  must(work_->commit(kResult, {}));
+  if (again)
+    check_written(result);
+  else
+    write(result, request_.output, request_.force);
   stage("write");
-  out.report.before.name = request_.input;
-  out.report.before.file_bytes = input_bytes_;
-  out.report.after.name = request_.output;
-  out.report.after.file_bytes = file_bytes(request_.output);
+  out.before.name = request_.input;
+  out.before.file_bytes = input_bytes_;
+  out.after.name = request_.output;
+  out.after.file_bytes = file_bytes(request_.output);
   const auto weights = static_cast<double>(weights_count());
-  out.report.before.bits_per_weight = static_cast<double>(out.report.before.file_bytes) * 8 / weights;
-  out.report.after.bits_per_weight = static_cast<double>(out.report.after.file_bytes) * 8 / weights;
-  out.report.stages = stages_;
-  out.report.seconds = now() - started_;
-  out.report.peak_memory = peak_memory();
-  if (!request_.keep_work) must(work_->remove());
+  out.before.bits_per_weight = static_cast<double>(out.before.file_bytes) * 8 / weights;
+  out.after.bits_per_weight = static_cast<double>(out.after.file_bytes) * 8 / weights;
+  const std::string input = request_.input.substr(0, request_.input.find_last_not_of('/') + 1);
+  out.title = fmt::format("{} in {}", input.substr(input.rfind('/') + 1), print_size(out.after.file_bytes));
+  out.version = request_.version, out.date = request_.date, out.machine = request_.machine;
+  out.stages = stages_;
+  out.seconds = now() - started_;
+  out.peak_memory = peak_memory();
+  if (!request_.report.empty()) write_report(request_, out, request_.force || again);
+  const std::string note = file_hash(request_.output) + report_to_json(out);
+  must(work_->commit(kResult, std::as_bytes(std::span(note))));
+  if (!request_.keep_work) must(work_->remove(kResult));
   return out;
 }
 
@@ -974,8 +1190,10 @@ Preflight preflight(const CompressRequest& request, Progress& progress) {
   return Compressor(request, progress).preflight();
 }
 
-CompressResult compress(const CompressRequest& request, Progress& progress) {
-  return Compressor(request, progress).run();
+Report compress(const CompressRequest& request, Progress& progress,
+                const std::function<void(const Preflight&)>& before) {
+  check_places(request);
+  return Compressor(request, progress).run(before);
 }
 
 }  // namespace pith

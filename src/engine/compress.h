@@ -2,6 +2,7 @@
 // measures. The command line's `compress`, `quantize`, `factorize` and `prune`, and Python, are thin covers of it.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,27 +31,25 @@ struct CompressRequest {
   std::string cache_folder;             ///< statistics by content hash; empty: ~/.cache/pith
   std::vector<std::string> eval_texts;  ///< held-out texts for the report; empty: the built-in ones
   int64_t eval_chunks = 16;             ///< chunks of 512 tokens a text; 0: do not measure
+  std::string report;                   ///< HTML file for the report, and JSON beside it; empty: none
   bool force = false, restart = false, keep_work = false;
-  std::string command;  ///< the command line, for the report
+  std::string command, version, date, machine;  ///< for the report
 };
 
 /// What is known before the work begins.
 struct Preflight {
   uint64_t weights = 0, input_bytes = 0, target_bytes = 0, smallest_bytes = 0;
-  uint64_t peak_memory = 0;   ///< estimate
-  double seconds = 0;         ///< estimate, measured on a sample of the layers
-  double predicted_loss = 0;  ///< nats a token
-  std::string method;         ///< "ec:step=…" or "plan of 3 methods"
-};
-
-struct CompressResult {
-  Plan plan;
-  Report report;
+  uint64_t peak_memory = 0;              ///< estimate
+  uint64_t expected_bytes = 0;           ///< of the file, where no budget says
+  double seconds = 0;                    ///< estimate, measured on a sample of the layers
+  std::optional<double> predicted_loss;  ///< nats a token; empty where statistics that tell it are not needed
+  std::string method;                    ///< "ec:step=…" or "plan of 3 matrices"
 };
 
 /// Both throw Failure. `preflight` leaves nothing behind; statistics of its few sequences are in the cache folder
-/// while it runs.
+/// while it runs. `compress` runs it too when somebody wants to hear of it.
 Preflight preflight(const CompressRequest& request, Progress& progress = quiet_progress());
-CompressResult compress(const CompressRequest& request, Progress& progress = quiet_progress());
+Report compress(const CompressRequest& request, Progress& progress = quiet_progress(),
+                const std::function<void(const Preflight&)>& before = {});
 
 }  // namespace pith

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "runtime/builtin_text.h"
 #include "runtime/chat.h"
@@ -165,16 +164,17 @@ double measured_loss(const Model& before, const Model& after, const std::vector<
 }
 
 std::string short_report(const Report& report) {
-  nlohmann::json j;
-  for (const ReportText& t : report.texts) {
-    nlohmann::json text = {{"name", t.name}, {"tokens", t.tokens}};
-    if (t.perplexity_before) text["ppl_before"] = std::round(*t.perplexity_before * 1e4) / 1e4;
-    if (t.perplexity_after) text["ppl_after"] = std::round(*t.perplexity_after * 1e4) / 1e4;
-    if (t.kl) text["kl"] = std::round(*t.kl * 1e5) / 1e5;
-    j["texts"].push_back(std::move(text));
+  Report out;
+  const auto round = [](std::optional<double>& x, double step) {
+    if (x) x = std::round(*x / step) * step;
+  };
+  for (ReportText text : report.texts) {
+    round(text.perplexity_before, 1e-4), round(text.perplexity_after, 1e-4);
+    round(text.kl, 1e-5), round(text.kl_error, 1e-5), round(text.top1, 1e-4);
+    out.texts.push_back(std::move(text));
   }
-  if (report.predicted_loss) j["predicted_loss"] = *report.predicted_loss;
-  return j.dump();
+  out.predicted_loss = report.predicted_loss;
+  return report_to_json(out);
 }
 
 }  // namespace pith

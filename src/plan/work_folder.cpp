@@ -106,6 +106,7 @@ struct WorkFolder::State {
   mutable std::mutex mutex;
   std::map<std::string, std::string, std::less<>> files;  // unit -> file name
   std::atomic<uint64_t> next_temporary{0};
+  bool removed = false;
 
   ~State() {
     if (lock >= 0) ::close(lock);  // gives the flock back
@@ -159,7 +160,9 @@ Result<WorkFolder> WorkFolder::open(const std::string& folder, const std::string
   PITH_ASSIGN(state->lock, take_lock(folder));
 
   const std::string note = state->at(kNote);
-  bool fresh = restart || !file_exists(note);
+  const std::vector<std::string> names = list_folder(folder);
+  const bool units = std::any_of(names.begin(), names.end(), [](const auto& name) { return ends_with(name, kEnding); });
+  const bool fresh = restart || !units || !file_exists(note);
   if (!fresh) {
     PITH_ASSIGN(const std::string text, read_text(note, 1 << 20));
     const auto json = nlohmann::json::parse(text, nullptr, false);
@@ -177,7 +180,7 @@ Result<WorkFolder> WorkFolder::open(const std::string& folder, const std::string
       return user_error(folder + ": holds unfinished work of another plan (other options, budget or version of Pith)" +
                         advice);
   }
-  for (const std::string& name : list_folder(folder)) {
+  for (const std::string& name : names) {
     const std::string path = state->at(name);
     if (is_leftover(name) || (fresh && ends_with(name, kEnding))) {
       ::unlink(path.c_str());
@@ -203,7 +206,9 @@ Result<WorkFolder> WorkFolder::open(const std::string& folder, const std::string
 
 WorkFolder::WorkFolder(std::unique_ptr<State> state) : state_(std::move(state)) {}
 WorkFolder::WorkFolder(WorkFolder&&) noexcept = default;
-WorkFolder::~WorkFolder() = default;
+WorkFolder::~WorkFolder() {
+  if (state_ != nullptr && !state_->removed && state_->files.empty()) (void)remove();  // it holds nothing
+}
 
 const std::string& WorkFolder::path() const { return state_->path; }
 const std::vector<std::string>& WorkFolder::dropped() const { return state_->dropped; }
@@ -258,16 +263,20 @@ Result<Bytes> WorkFolder::read(std::string_view unit) const {
   return loaded.data;
 }
 
-Status WorkFolder::remove() {
-  const std::lock_guard lock(state_->mutex);
-  state_->files.clear();
-  // The note goes first: units without it count as none, so a kill in between leaves nothing half valid.
-  ::unlink(state_->at(kNote).c_str());
-  for (const std::string& name : list_folder(state_->path))
-    if (ends_with(name, kEnding) || is_leftover(name)) ::unlink(state_->at(name).c_str());
-  ::unlink(state_->at("lock").c_str());
-  if (::rmdir(state_->path.c_str()) != 0 && errno != ENOENT && errno != ENOTEMPTY && errno != EEXIST)
-    return io_error(state_->path, "cannot remove the work folder");
+Status WorkFolder::remove(std::string_view last) {
+  State& s = *state_;
+  const std::lock_guard lock(s.mutex);
+  s.files.clear();
+  s.removed = true;
+  // A kill in between leaves fewer units than before, which is a state like any other.
+  const std::string last_file = unit_file(last);
+  for (const std::string& name : list_folder(s.path))
+    if (name != last_file && name != kNote && (ends_with(name, kEnding) || is_leftover(name)))
+      ::unlink(s.at(name).c_str());
+  for (const std::string_view name : {std::string_view(last_file), kNote, std::string_view("lock")})
+    ::unlink(s.at(name).c_str());
+  if (::rmdir(s.path.c_str()) != 0 && errno != ENOENT && errno != ENOTEMPTY && errno != EEXIST)
+    return io_error(s.path, "cannot remove the work folder");
   return {};
 }
 

@@ -23,6 +23,7 @@ class WorkFolder {
  public:
   /// Opens or creates `folder` (normally OUT + ".work") and takes its lock. Units of another plan or input are an
   /// error that says so, unless `restart` is set: then they are thrown away. Damaged units are dropped and done again.
+  /// A folder in which no unit was finished is removed when it is closed.
   static Result<WorkFolder> open(const std::string& folder, const std::string& plan_hash, const std::string& input_hash,
                                  bool restart);
   WorkFolder(WorkFolder&&) noexcept;
@@ -41,8 +42,8 @@ class WorkFolder {
   /// The bytes of a finished unit (a mapping), checksum verified again.
   Result<Bytes> read(std::string_view unit) const;
 
-  /// Deletes everything, at the end of a job whose result is in place.
-  Status remove();
+  /// Deletes everything, at the end of a job whose result is in place; the unit `last` after all others.
+  Status remove(std::string_view last = {});
 
  private:
   struct State;

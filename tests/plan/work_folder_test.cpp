@@ -75,8 +75,22 @@ TEST_F(WorkFolderTest, ChangesAreNoticed) {
   EXPECT_NE(input.error().message.find("another input"), std::string::npos);
   // Refusing changed nothing; --restart throws the old units away.
   EXPECT_TRUE(WorkFolder::open(folder(), "p", "i", false)->has("a"));
-  EXPECT_FALSE(WorkFolder::open(folder(), "p2", "i", true)->has("a"));
+  {
+    auto other = WorkFolder::open(folder(), "p2", "i", true);
+    EXPECT_FALSE(other->has("a"));
+    ASSERT_TRUE(other->commit("b", bytes_of("2")).ok());
+  }
   EXPECT_FALSE(WorkFolder::open(folder(), "p", "i", false).ok());
+}
+
+TEST_F(WorkFolderTest, WithoutAFinishedUnitNothingStays) {
+  { ASSERT_TRUE(WorkFolder::open(folder(), "p", "i", false).ok()); }
+  EXPECT_FALSE(fs::exists(folder()));
+  // What a run leaves that was killed before its first unit belongs to nobody.
+  fs::create_directory(folder());
+  std::ofstream(folder() + "/work.json") << R"({"pith_work":1,"plan":"p2","input":"i"})";
+  EXPECT_TRUE(WorkFolder::open(folder(), "p", "i", false).ok());
+  EXPECT_FALSE(fs::exists(folder()));
 }
 
 TEST_F(WorkFolderTest, OneRunAtATime) {
@@ -120,7 +134,7 @@ TEST_F(WorkFolderTest, BadPlaces) {
   EXPECT_FALSE(WorkFolder::open(root + "/file", "p", "i", false).ok());
   EXPECT_FALSE(WorkFolder::open(root + "/no/where/out.work", "p", "i", false).ok());
   EXPECT_FALSE(WorkFolder::open("/proc/out.work", "p", "i", false).ok());
-  { ASSERT_TRUE(WorkFolder::open(folder(), "p", "i", false).ok()); }
+  { ASSERT_TRUE(WorkFolder::open(folder(), "p", "i", false)->commit("a", {}).ok()); }
   std::ofstream(folder() + "/work.json") << "{]";
   const auto damaged = WorkFolder::open(folder(), "p", "i", false);
   ASSERT_FALSE(damaged.ok());

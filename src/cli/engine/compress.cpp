@@ -14,41 +14,51 @@
 namespace pith {
 
 void CompressOptions::add_to(CLI::App& app, const Method* method) {
-  const auto add_budget = [&](const std::string& name, std::string& value, const char* help) {
+  const auto add_budget = [&](const std::string& name, std::string& value, const char* type, const char* help) {
     if (method != nullptr)
       for (const Param& param : method->params)
         if (param.name == name) return;
-    app.add_option("--" + name, value, help);
+    app.add_option("--" + name, value, help)->type_name(type);
   };
   app.add_option("MODEL", request.input, "Hugging Face folder, .safetensors, .gguf or .pith")->required();
-  app.add_option("-o,--output", request.output, "Where the result goes; .gguf for llama.cpp, else .pith")->required();
-  add_budget("size", size, "Largest file size (60MB, 57MiB)");
-  add_budget("ram", ram, "Largest memory of the loaded weights (80MB)");
-  add_budget("bits", bits, "Bits per weight, everything counted (2.8)");
-  add_budget("max-loss", max_loss, "Largest rise of perplexity on held-out text (2%)");
+  app.add_option("-o,--output", request.output, "Where the result goes; .gguf for llama.cpp, else .pith")
+      ->required()
+      ->type_name("FILE");
+  add_budget("size", size, "SIZE", "Largest file size (60MB, 57MiB)");
+  add_budget("ram", ram, "SIZE", "Largest memory of the loaded weights (80MB)");
+  add_budget("bits", bits, "N", "Bits per weight, everything counted (2.8)");
+  add_budget("max-loss", max_loss, "SHARE", "Largest rise of perplexity on held-out text (2%)");
   app.add_option("--calib", request.calibration,
                  "Calibration text: a file, a folder, several with commas, or 'self' (written by the model); default: "
-                 "the built-in mixture");
+                 "the built-in mixture")
+      ->type_name("FILES");
   app.add_option("--calib-sequences", request.calibration_sequences, "Sequences of calibration text")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
   app.add_option("--fisher-sequences", request.fisher_sequences, "Of these, how many also give gradients")
       ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 20));
+      ->check(CLI::Range(0, 1 << 20))
+      ->type_name("N");
   app.add_option("--sequence-length", request.sequence_length, "Tokens of a sequence")
       ->capture_default_str()
-      ->check(CLI::Range(8, 1 << 20));
-  app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str();
-  app.add_option("--plan", request.plan, "Follow this plan file instead of solving one");
-  app.add_option("--eval", eval, "Held-out texts to measure on, with commas; default: the built-in ones");
+      ->check(CLI::Range(8, 1 << 20))
+      ->type_name("N");
+  app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str()->type_name("N");
+  app.add_option("--eval", eval, "Held-out texts to measure on, with commas; default: the built-in ones")
+      ->type_name("FILES");
   app.add_option("--eval-chunks", request.eval_chunks, "Chunks of 512 tokens measured of each text (0: do not measure)")
       ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--report", report, "Also write the report as HTML here (and as JSON beside it)");
-  app.add_option("--work", request.work_folder, "Folder of finished units; default OUTPUT.work");
-  app.add_option("--cache", request.cache_folder, "Folder that keeps calibration statistics between runs");
+      ->check(CLI::Range(0, 1 << 20))
+      ->type_name("N");
+  app.add_option("--report", request.report, "Also write the report as HTML here (and as JSON beside it)")
+      ->type_name("FILE");
+  app.add_option("--work", request.work_folder, "Folder of finished units; default OUTPUT.work")->type_name("FOLDER");
+  app.add_option("--cache", request.cache_folder,
+                 "Folder that keeps calibration statistics between runs [~/.cache/pith]")
+      ->type_name("FOLDER");
   app.add_flag("--dry-run", dry_run, "Stop after the pre-flight");
-  app.add_flag("--force", request.force, "Overwrite the output");
+  app.add_flag("--force", request.force, "Overwrite the output and the report");
   app.add_flag("--restart", request.restart, "Throw away units of an earlier, different run");
   app.add_flag("--keep-work", request.keep_work, "Leave the work folder in place");
   app.add_flag("--json", json, "Print the result as JSON");
@@ -64,7 +74,11 @@ void CompressOptions::finish(const std::string& command, const Arguments& argume
   };
   if (!size.empty()) set(size, Budget::Kind::size, static_cast<double>(must(parse_size(size).context("--size"))));
   if (!ram.empty()) set(ram, Budget::Kind::ram, static_cast<double>(must(parse_size(ram).context("--ram"))));
-  if (!max_loss.empty()) set(max_loss, Budget::Kind::loss, must(parse_share(max_loss).context("--max-loss")));
+  if (!max_loss.empty()) {
+    const double value = must(parse_share(max_loss).context("--max-loss"));
+    if (!(value > 0)) throw Failure(user_error("--max-loss: '" + max_loss + "' allows no loss at all; ask for more"));
+    set(max_loss, Budget::Kind::loss, value);
+  }
   if (!bits.empty()) {
     char* end = nullptr;
     const double value = std::strtod(bits.c_str(), &end);
@@ -110,44 +124,36 @@ std::string today() {
   return {text, std::strftime(text, sizeof text, "%Y-%m-%d", &parts)};
 }
 
-std::string file_name(const std::string& path) {
-  const std::string trimmed = path.substr(0, path.find_last_not_of('/') + 1);
-  return trimmed.substr(trimmed.rfind('/') + 1);
-}
-
 }  // namespace
 
 int run_compression(CompressOptions& options) {
   catch_interrupts();
   Terminal terminal(options.common.style());
   CompressRequest& request = options.request;
-  if (!options.dry_run && !request.force && file_exists(request.output))
-    throw Failure(user_error(request.output + ": exists already; choose another name or pass --force"));
-  if (request.budget.kind != Budget::Kind::none || options.dry_run) {
-    const Preflight p = preflight(request, terminal);
+  const auto tell = [&](const Preflight& p) {
     terminal.clear();
+    const std::string size = p.target_bytes > 0     ? ", to at most " + print_size(p.target_bytes)
+                             : p.expected_bytes > 0 ? ", about " + print_size(p.expected_bytes) + " after"
+                                                    : "";
     terminal.note(fmt::format("{} weights, {} now{}; method {}", print_count(p.weights), print_size(p.input_bytes),
-                              p.target_bytes > 0 ? ", to at most " + print_size(p.target_bytes) : "", p.method));
-    if (p.seconds > 0)
-      terminal.note(fmt::format("about {} and {} of memory; predicted loss {:.3f} nats a token",
-                                print_duration(p.seconds), print_size(p.peak_memory), p.predicted_loss));
-    if (options.dry_run) return 0;
+                              size, p.method));
+    const std::string loss =
+        p.predicted_loss ? fmt::format("; predicted loss {:.2g} nats a token", *p.predicted_loss) : "";
+    terminal.note(
+        fmt::format("about {} and {} of memory{}", print_duration(p.seconds), print_size(p.peak_memory), loss));
+  };
+  if (options.dry_run) {
+    tell(preflight(request, terminal));
+    return 0;
   }
-  CompressResult result = compress(request, terminal);
-  terminal.clear();
-  result.report.title = file_name(request.input) + " in " + print_size(result.report.after.file_bytes);
-  result.report.version = pith_version();
-  result.report.date = today();
-  result.report.machine =
+  request.version = pith_version();
+  request.date = today();
+  request.machine =
       fmt::format("{} threads, {}", request.threads > 0 ? request.threads : usable_cores(), isa_name(default_isa()));
-  if (!options.report.empty()) {
-    const std::string json_path = options.report.ends_with(".html")
-                                      ? options.report.substr(0, options.report.size() - 5) + ".json"
-                                      : options.report + ".json";
-    must(write_file(options.report, report_to_html(result.report), true));
-    must(write_file(json_path, report_to_json(result.report), true));
-  }
-  must(print_out(options.json ? report_to_json(result.report) : summary(result.report)));
+  const bool budget = request.budget.kind != Budget::Kind::none;
+  const Report result = compress(request, terminal, budget ? tell : std::function<void(const Preflight&)>());
+  terminal.clear();
+  must(print_out(options.json ? report_to_json(result) : summary(result)));
   return 0;
 }
 
@@ -158,7 +164,10 @@ int compress_command(const Arguments& arguments) {
       new_app("compress", "Cuts a language model to a budget: the best file of that size, with the loss measured.",
               "pith compress SmolLM2.gguf --size 60MB -o small.pith --report report.html");
   options.add_to(*app);
-  app->add_option("--allow", allow, "Methods the solver may choose from: 'gptq:bits=2..4;spqr'");
+  app->add_option("--allow", allow, "Methods the solver may choose from: 'gptq:bits=2..4;spqr'")->type_name("METHODS");
+  app->add_option("--plan", options.request.plan,
+                  "Follow this plan instead of solving one; 'pith inspect --plan' prints that of a .pith file")
+      ->type_name("FILE");
   if (const auto code = parse_arguments(*app, arguments)) return *code;
   options.finish("compress", arguments);
   options.request.allow = must(parse_allow(allow).context("--allow"));

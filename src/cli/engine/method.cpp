@@ -33,12 +33,14 @@ int method_command(std::string_view family, const Arguments& arguments) {
   add_method_options(*app, *method, given);
   app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
       ->check(CLI::IsMember({"blocks", "all"}))
-      ->capture_default_str();
-  app->add_option("--ends", ends, "Another method for embedding and head: 'gguf:type=Q6_K'");
+      ->capture_default_str()
+      ->type_name("WHICH");
+  app->add_option("--ends", ends, "Another method for embedding and head: 'gguf:type=Q6_K'")->type_name("METHOD");
   if (method->needs.base)
     app->add_option("--compressed", options.request.base,
                     "The compressed model that is to be mended; MODEL is the original")
-        ->required();
+        ->required()
+        ->type_name("FILE");
   if (const auto code = parse_arguments(*app, Arguments(arguments.begin() + 1, arguments.end()))) return *code;
   options.finish(std::string(family), arguments);
   options.request.embeddings = tensors == "all";
