@@ -72,11 +72,34 @@ int run_program(int argc, char** argv, std::span<const Command> commands,
   }
 }
 
+namespace {
+
+/// Options as a person reads them: "--seed N   Seed of everything random [0]"; limits are told by the error message.
+class Layout : public CLI::Formatter {
+  std::string make_option_name(const CLI::Option* option, bool positional) const override {
+    const std::string name = CLI::Formatter::make_option_name(option, positional);
+    return name.substr(0, name.find('{'));  // not the value that a flag stands for
+  }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0 || option->get_positional()) return "";
+    const std::string type = option->get_type_name();
+    return " " + type.substr(0, type.find(':'));
+  }
+  std::string make_option_desc(const CLI::Option* option) const override {
+    const std::string value = option->get_default_str();
+    return option->get_description() + (value.empty() ? "" : " [" + value + "]") +
+           (option->get_required() && !option->get_positional() ? " (required)" : "");
+  }
+};
+
+}  // namespace
+
 std::unique_ptr<CLI::App> new_app(std::string name, std::string description, std::string example) {
   auto app = std::make_unique<CLI::App>(std::move(description), "pith " + std::move(name));
   app->allow_extras(true);  // parse_arguments refuses them, with the nearest name
   app->set_help_flag("-h,--help", "Show this help");
   if (!example.empty()) app->footer("\nExample:\n  " + std::move(example));
+  app->formatter(std::make_shared<Layout>());
   app->get_formatter()->column_width(34);
   return app;
 }

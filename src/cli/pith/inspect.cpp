@@ -7,7 +7,9 @@
 #include "cli/pith/commands.h"
 #include "formats/json_text.h"
 #include "measure/report.h"
+#include "plan/plan_file.h"
 #include "plan/size.h"
+#include "runtime/method.h"
 #include "runtime/model_file.h"
 
 namespace pith {
@@ -156,19 +158,25 @@ std::string as_text(const Model& model, ModelKind kind, uint64_t file_bytes, con
 
 int inspect_command(const Arguments& arguments) {
   std::string path;
-  bool json = false, brief = false;
+  bool json = false, brief = false, plan = false;
   const auto app =
       new_app("inspect", "Shows what a model file holds: its network, and for each tensor the tree, bits and share.",
               "pith inspect small.pith");
   app->add_option("FILE", path, "Model: .pith, .gguf, .safetensors or Hugging Face folder")->required();
   app->add_flag("--json", json, "As JSON, with the configuration, plan and report of the file");
   app->add_flag("--brief", brief, "Sums only, no line for each tensor");
+  app->add_flag("--plan", plan, "Only the plan it was made by, to edit and to pass to 'pith compress --plan'");
   if (const auto code = parse_arguments(*app, arguments)) return *code;
 
   const auto kind = sniff(path);
   if (!kind.ok()) return fail(kind.error());
   const auto model = open_model(path);
   if (!model.ok()) return fail(model.error());
+  if (plan && model->plan_json.empty()) return fail(user_error(path + ": holds no plan; only .pith files do"));
+  if (plan) {  // the file packs it; people get one tensor a line
+    const auto parsed = parse_plan(model->plan_json, Limits{}, check_spec);
+    return parsed.ok() ? print_result(print_plan(*parsed)) : fail(parsed.error());
+  }
   const BitReport total = model->bits();
   const uint64_t bytes = model_file_bytes(path);
   return print_result(json ? as_json(*model, *kind, bytes, total) : as_text(*model, *kind, bytes, total, brief));
