@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
-.PHONY: setup build demo test test-peers claims bench bench-memory fuzz format lint docs clean
+.PHONY: setup build demo test test-peers test-kill claims bench bench-memory fuzz format lint docs clean
 
 setup:       ## install what is missing: apt packages, .venv with libtorch and the demo model
 	@scripts/setup.sh
@@ -19,6 +19,10 @@ test: build  ## everything that must pass before a change lands
 
 test-peers: build ## compare with transformers, tokenizers, gguf, safetensors and llama.cpp (downloads them)
 	@scripts/test_peers.sh
+
+test-kill: build ## kill -9 a whole pith compress at random moments and resume it, 20 times: the same bytes (minutes)
+	@tests/kill/kill_test.py build/release/pith compress testdata/lm-s --bits 3.2 --calib testdata/lm-s/calib.txt \
+	  --calib-sequences 32 --fisher-sequences 16 --eval testdata/lm-s/test.txt --eval-chunks 4
 
 claims: build ## rerun the claims of all methods and compare with their committed ledgers
 	@scripts/claims.sh
