@@ -8,7 +8,7 @@ build=${PITH_BUILD:-build/release}
 fresh=$(mktemp -d); trap 'rm -rf "$fresh"' EXIT
 python3 -B scripts/method_docs.py "$build/pith" "$fresh"
 stub=python/pith/_pith.pyi
-if [ -d "$build/python/pith" ]; then
+if compgen -G "$build/python/pith/_pith.*.so" >/dev/null; then
   PYTHONPATH="$build/python" .venv/bin/python -B -m nanobind.stubgen -q -m pith._pith -o "$fresh.pyi"
 else
   cp "$stub" "$fresh.pyi"
