@@ -982,7 +982,7 @@ class Interpreter {
     if (name == "items" || name == "dictsort") {
       if (value.is_undefined()) return made(List{});
       if (value.dict() == nullptr) return fail(fmt::format("filter '{}' needs a dict", name));
-      const Value all = entries(value, "items");
+      Value all = entries(value, "items");
       if (name == "items" || failed_) return all;
       List sorted = *all.list();
       std::stable_sort(sorted.begin(), sorted.end(), [](const Value& a, const Value& b) {
@@ -1031,7 +1031,7 @@ class Interpreter {
         if (const std::string* attribute_name = arguments.text(kMaxItems, "attribute"); attribute_name != nullptr) {
           Value found = path(item, *attribute_name);
           const Value* fallback = arguments.get(kMaxItems, "default");
-          out.push_back(found.is_undefined() && fallback != nullptr ? *fallback : std::move(found));
+          out.push_back(found.is_undefined() && fallback != nullptr ? *fallback : found);
         } else if (const std::string* filter_name = arguments.text(0, ""); filter_name != nullptr) {
           Arguments rest;
           for (size_t i = 1; const Value* argument = arguments.get(i, ""); ++i) {

@@ -82,6 +82,8 @@ std::string json_string(std::string_view text) {
 
 }  // namespace
 
+Value::Value(std::string v) : state_(std::make_shared<const std::string>(std::move(v))) {}
+
 Value::Value(List v) {
   for (const Value& item : v) depth_ = std::max(depth_, item.depth_ + 1);
   state_ = std::make_shared<const List>(std::move(v));

@@ -32,17 +32,16 @@ struct Callable {
 class Value {
  public:
   Value() = default;
-  Value(None) : state_(None{}) {}  // NOLINT(google-explicit-constructor)
-  Value(bool v) : state_(v) {}     // NOLINT(google-explicit-constructor)
-  Value(int64_t v) : state_(v) {}  // NOLINT(google-explicit-constructor)
-  Value(double v) : state_(v) {}   // NOLINT(google-explicit-constructor)
-  Value(std::string v)
-      : state_(std::make_shared<const std::string>(std::move(v))) {}  // NOLINT(google-explicit-constructor)
-  Value(const char* v) : Value(std::string(v)) {}                     // NOLINT(google-explicit-constructor)
-  Value(List v);                                                      // NOLINT(google-explicit-constructor)
-  Value(Dict v);                                                      // NOLINT(google-explicit-constructor)
-  Value(std::shared_ptr<Namespace> v) : state_(std::move(v)) {}       // NOLINT(google-explicit-constructor)
-  Value(Callable v);                                                  // NOLINT(google-explicit-constructor)
+  Value(None) : state_(None{}) {}                                // NOLINT(google-explicit-constructor)
+  Value(bool v) : state_(v) {}                                   // NOLINT(google-explicit-constructor)
+  Value(int64_t v) : state_(v) {}                                // NOLINT(google-explicit-constructor)
+  Value(double v) : state_(v) {}                                 // NOLINT(google-explicit-constructor)
+  Value(std::string v);                                          // NOLINT(google-explicit-constructor)
+  Value(const char* v) : Value(std::string(v)) {}                // NOLINT(google-explicit-constructor)
+  Value(List v);                                                 // NOLINT(google-explicit-constructor)
+  Value(Dict v);                                                 // NOLINT(google-explicit-constructor)
+  Value(std::shared_ptr<Namespace> v) : state_(std::move(v)) {}  // NOLINT(google-explicit-constructor)
+  Value(Callable v);                                             // NOLINT(google-explicit-constructor)
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(state_); }
   bool is_none() const { return std::holds_alternative<None>(state_); }

@@ -255,7 +255,7 @@ Status write_compressed_tensors(const Model& model, const std::string& path, DTy
       out.quantized = std::move(scheme).value();
       any = true;
     }
-    tensors.push_back(std::move(out));
+    tensors.push_back(out);
   }
   if (!any)
     return user_error(

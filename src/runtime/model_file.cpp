@@ -440,8 +440,8 @@ bool node_intact(const Node& node) {
   return true;
 }
 
-Check verdict(std::string name, const Status& status, std::string detail) {
-  return {std::move(name), status.ok(), status.ok() ? std::move(detail) : status.error().message};
+Check verdict(std::string name, const Status& status, const std::string& detail) {
+  return {std::move(name), status.ok(), status.ok() ? detail : status.error().message};
 }
 
 template <class T>
