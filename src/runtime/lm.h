@@ -21,7 +21,7 @@ class Model;  // represent/model.h
 struct LmOptions {
   Precision precision = Precision::exact;
   KvType kv = KvType::f16;
-  std::optional<Isa> isa;
+  std::optional<Isa> isa = {};
   /// Blocks are prepared when a pass reaches them and dropped behind it: the memory of one block instead of all, for
   /// long passes over models that do not fit. The model's files must stay.
   bool streamed = false;
