@@ -87,15 +87,15 @@ using Status = Result<void>;
 #define PITH_CONCAT(a, b) PITH_CONCAT_(a, b)
 
 /// Returns the error of a Result from the enclosing function.
-#define PITH_TRY(expr)                                            \
-  do {                                                            \
-    auto pith_status_ = (expr);                                   \
-    if (!pith_status_.ok()) return pith_status_.error();          \
+#define PITH_TRY(expr)                                   \
+  do {                                                   \
+    auto pith_status_ = (expr);                          \
+    if (!pith_status_.ok()) return pith_status_.error(); \
   } while (false)
 
 /// `PITH_ASSIGN(auto x, f());` takes the value out of a Result or returns its error.
 #define PITH_ASSIGN(decl, expr) PITH_ASSIGN_(PITH_CONCAT(pith_result_, __LINE__), decl, expr)
-#define PITH_ASSIGN_(tmp, decl, expr)     \
-  auto tmp = (expr);                      \
-  if (!tmp.ok()) return tmp.error();      \
+#define PITH_ASSIGN_(tmp, decl, expr) \
+  auto tmp = (expr);                  \
+  if (!tmp.ok()) return tmp.error();  \
   decl = std::move(tmp).value()

@@ -31,7 +31,7 @@ inline uint16_t float_to_half(float f) {
   const uint32_t a = u & 0x7fffffffu;
   if (a > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (a >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity
-  if (a < 0x38800000u) {                                             // subnormal: let the FPU round
+  if (a < 0x38800000u) {                                               // subnormal: let the FPU round
     const float scaled = std::bit_cast<float>(a) * 0x1p24f;
     uint32_t m = static_cast<uint32_t>(scaled);
     const float rest = scaled - static_cast<float>(m);

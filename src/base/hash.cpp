@@ -11,9 +11,7 @@ uint64_t hash64(std::span<const std::byte> data, uint64_t seed) {
   return XXH3_64bits_withSeed(data.data(), data.size(), seed);
 }
 
-uint64_t hash64(std::string_view text, uint64_t seed) {
-  return XXH3_64bits_withSeed(text.data(), text.size(), seed);
-}
+uint64_t hash64(std::string_view text, uint64_t seed) { return XXH3_64bits_withSeed(text.data(), text.size(), seed); }
 
 static std::string hex128(uint64_t hi, uint64_t lo) {
   char text[33];

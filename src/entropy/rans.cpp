@@ -60,7 +60,8 @@ void rans_encode(const RansModel& model, const int16_t* codes, int64_t rows, int
   std::memcpy(out.data() + at, state.data(), lanes * sizeof(uint32_t));
   std::reverse(writer.words.begin(), writer.words.end());
   if (!writer.words.empty())  // memcpy takes no null pointer, not even for no bytes
-    std::memcpy(out.data() + at + lanes * sizeof(uint32_t), writer.words.data(), writer.words.size() * sizeof(uint16_t));
+    std::memcpy(out.data() + at + lanes * sizeof(uint32_t), writer.words.data(),
+                writer.words.size() * sizeof(uint16_t));
 }
 
 // ---- decoder

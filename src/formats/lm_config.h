@@ -39,14 +39,14 @@ struct LmConfig {
   Activation activation = Activation::silu;
   bool tied_embeddings = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool qk_norm = false;          ///< RMSNorm on each head of q and k before RoPE (Qwen3, Gemma 3)
-  bool norm_plus_one = false;    ///< Gemma: gain is 1 + w (GGUF files already hold 1 + w: readers subtract)
-  bool post_norms = false;       ///< Gemma 2/3: norms after attention and after the MLP as well
-  double embedding_scale = 1;    ///< Gemma: sqrt(hidden)
-  double attention_scale = 0;    ///< 0 = 1/sqrt(head_dim)
-  double attention_softcap = 0;  ///< Gemma 2: c * tanh(s / c); 0 = off
-  double logit_softcap = 0;      ///< Gemma 2; 0 = off
-  int64_t sliding_window = 0;    ///< 0 = off
+  bool qk_norm = false;                 ///< RMSNorm on each head of q and k before RoPE (Qwen3, Gemma 3)
+  bool norm_plus_one = false;           ///< Gemma: gain is 1 + w (GGUF files already hold 1 + w: readers subtract)
+  bool post_norms = false;              ///< Gemma 2/3: norms after attention and after the MLP as well
+  double embedding_scale = 1;           ///< Gemma: sqrt(hidden)
+  double attention_scale = 0;           ///< 0 = 1/sqrt(head_dim)
+  double attention_softcap = 0;         ///< Gemma 2: c * tanh(s / c); 0 = off
+  double logit_softcap = 0;             ///< Gemma 2; 0 = off
+  int64_t sliding_window = 0;           ///< 0 = off
   std::vector<uint8_t> sliding_layers;  ///< one flag a layer; empty = all layers slide when sliding_window > 0
   std::vector<uint8_t> no_rope_layers;  ///< SmolLM3: one flag a layer that has no RoPE; empty = none
   int64_t experts = 0, experts_per_token = 0;  ///< 0 = dense MLP

@@ -46,8 +46,7 @@ constexpr std::string_view kDeepseekWord =
 constexpr std::string_view kDeepseekPunctuation =
     R"(\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+)";
 constexpr std::string_view kSpaceAtEnd = R"(\s+$)";
-constexpr std::string_view kCjkV1 =
-    R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
+constexpr std::string_view kCjkV1 = R"([\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+)";
 constexpr std::string_view kNumbers = R"(\p{N}+)";
 constexpr std::string_view kWord = R"(\s?\p{L}+)";
 constexpr std::string_view kPunctuation = R"(\s?\p{P}+)";

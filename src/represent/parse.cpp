@@ -1,6 +1,4 @@
 // The table of node kinds.
-#include "represent/node.h"
-
 #include <fmt/format.h>
 
 #include "represent/blocks.h"
@@ -10,6 +8,7 @@
 #include "represent/grid.h"
 #include "represent/json_read.h"
 #include "represent/low_rank.h"
+#include "represent/node.h"
 #include "represent/sparse.h"
 
 namespace pith {

@@ -12,22 +12,23 @@ namespace pith {
 
 /// What a fit wants beside the weights, so that a runner prepares it once for all methods.
 struct Needs {
-  bool moments = false;      ///< H = E[x x^T] of each linear layer's input
-  bool cross = false;        ///< E[x xq^T] between the float model and the compressed prefix
-  bool row_fisher = false;   ///< G: mean squared gradient of the loss at each output
-  bool base = false;         ///< works on an already compressed tensor (EoRA)
+  bool moments = false;     ///< H = E[x x^T] of each linear layer's input
+  bool cross = false;       ///< E[x xq^T] between the float model and the compressed prefix
+  bool row_fisher = false;  ///< G: mean squared gradient of the loss at each output
+  bool base = false;        ///< works on an already compressed tensor (EoRA)
 };
 
 struct Method {
-  std::string_view name;     ///< slug: "spqr"
-  std::string_view family;   ///< "quantize", "factorize", "prune"
-  std::string_view title;    ///< one line: what the user gets
-  std::string_view paper;    ///< authors, title, year, arXiv number; empty for a baseline
+  std::string_view name;    ///< slug: "spqr"
+  std::string_view family;  ///< "quantize", "factorize", "prune"
+  std::string_view title;   ///< one line: what the user gets
+  std::string_view paper;   ///< authors, title, year, arXiv number; empty for a baseline
   std::span<const Param> params;
   Needs needs;
   bool baseline = false;
   std::string_view example;  ///< a whole command line
-  std::string_view budget_options;  ///< what `compress` may try by itself: "bits=2..8", empty = only when allowed by name
+  std::string_view
+      budget_options;  ///< what `compress` may try by itself: "bits=2..8", empty = only when allowed by name
   /// Where the needs depend on the options; nullptr: always `needs`.
   Needs (*needs_with)(const Options& options) = nullptr;
 };

@@ -26,8 +26,8 @@ bool is_script(std::string_view name) {
   const std::string pattern = fmt::format("\\p{{sc:{}}}", name);
   int error = 0;
   size_t where = 0;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF, &error,
-                                   &where, nullptr);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF, &error, &where, nullptr);
   pcre2_code_free(code);
   return code != nullptr;
 }
