@@ -40,6 +40,10 @@ Result<std::string> read_text(const std::string& path, uint64_t max_bytes);
 
 bool file_exists(const std::string& path);
 bool is_directory(const std::string& path);
+/// Bytes of a regular file; 0 when there is none of that name.
+uint64_t file_bytes(const std::string& path);
+/// What people call it: "a.gguf" of "models/a.gguf", "a" of "models/a/".
+std::string_view last_part(std::string_view path);
 
 /// Name for something that is not complete yet and shall become `path`: beside it, with the number of this process.
 std::string unfinished_name(const std::string& path);

@@ -46,7 +46,7 @@ std::string read_texts(const std::string& spec) {
 std::vector<int32_t> self_written(const Model& model, const Tokenizer& tokenizer, int64_t sequences, int64_t length,
                                   uint64_t seed, unsigned threads, Progress& progress) {
   ThreadPool pool(threads);
-  const auto lm = must(Lm::load(model, {.precision = Precision::fast, .isa = {}}, pool, progress));
+  const auto lm = must(Lm::load(model, {.precision = Precision::fast}, pool, progress));
   std::vector<int32_t> out;
   const int32_t first = tokenizer.bos() >= 0 ? tokenizer.bos() : std::max(tokenizer.eos(), 0);
   for (int64_t s = 0; s < sequences; ++s) {

@@ -81,24 +81,17 @@ std::unique_ptr<Statistics> ClaimLm::statistics(const Tensor& text, int64_t fish
   return calibrate(weights(), text, options);
 }
 
-Model ClaimLm::with(const NodeMap& replaced) const {
-  Model changed = model_;
-  for (ModelTensor& tensor : changed.tensors)
-    if (const auto at = replaced.find(tensor.name); at != replaced.end()) tensor.node = at->second;
-  return changed;
-}
-
 static std::unique_ptr<Lm> exact(const Model& model, ThreadPool& pool) {
-  return must(Lm::load(model, {.precision = Precision::exact, .kv = KvType::f32, .isa = {}}, pool, quiet_progress()));
+  return must(Lm::load(model, {.precision = Precision::exact, .kv = KvType::f32}, pool, quiet_progress()));
 }
 
 double ClaimLm::perplexity(const NodeMap& replaced) const {
-  const auto lm = exact(with(replaced), pool_);
+  const auto lm = exact(with_nodes(model_, replaced), pool_);
   return must(pith::perplexity(*lm, test_, {.context = length_, .full_window = true}, pool_, quiet_progress())).ppl;
 }
 
 ClaimLm::Loss ClaimLm::loss(const NodeMap& replaced) const {
-  const auto lm = exact(with(replaced), pool_), reference = exact(model_, pool_);
+  const auto lm = exact(with_nodes(model_, replaced), pool_), reference = exact(model_, pool_);
   const ComparisonResult found =
       must(compare(*lm, *reference, test_, {.context = length_, .full_window = true}, pool_, quiet_progress()));
   return {found.model.ppl, found.mean_kl};

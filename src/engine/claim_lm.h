@@ -3,7 +3,6 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,8 +15,6 @@
 #include "represent/model.h"
 
 namespace pith {
-
-using NodeMap = std::map<std::string, NodePtr, std::less<>>;
 
 /// A model folder with calib.txt and test.txt beside the weights (else the built-in texts), cut into sequences.
 class ClaimLm {
@@ -40,8 +37,6 @@ class ClaimLm {
     double ppl = 0, kl = 0;
   };
   Loss loss(const NodeMap& replaced) const;
-  /// The model with some matrices replaced.
-  Model with(const NodeMap& replaced) const;
   /// The model with fp32 tensors of these names in place of its own (planted weights).
   void replace(const TensorMap& tensors);
   const LmWeights& weights() const { return *weights_; }

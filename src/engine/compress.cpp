@@ -1,7 +1,6 @@
 #include "engine/compress.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,7 +10,6 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -38,11 +36,6 @@ namespace pith {
 namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-uint64_t file_bytes(const std::string& path) {
-  struct stat st {};
-  return ::stat(path.c_str(), &st) == 0 ? static_cast<uint64_t>(st.st_size) : 0;
-}
 
 /// Where statistics are kept between runs.
 std::string cache_folder(const CompressRequest& request) {
@@ -179,9 +172,10 @@ class Compressor {
   Done run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name, const See& see = {});
   /// The same for every so many rows, of which only the losses are kept.
   Done try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see);
+  /// Layer after layer, the targets of one by several threads, except those that are `finished` (empty: none is).
   using FitOne = std::function<void(size_t target, FitJob job)>;
-  void each_layer(const std::vector<size_t>& which, const char* stage_name,
-                  const std::function<bool(size_t target)>& missing, const FitOne& fit);
+  void each_layer(const std::vector<size_t>& which, const char* stage_name, const FitOne& fit,
+                  const std::function<bool(size_t target)>& finished = {});
   Done run_sequential(const Choice& choice, const std::vector<size_t>& which);
   /// The way that suits the methods chosen: block after block where one needs the compressed prefix.
   Done run_chosen(const std::vector<size_t>& which);
@@ -394,15 +388,16 @@ NodePtr Compressor::node_of(const Done& done, size_t target) const {
   return unit->node;
 }
 
-void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_name,
-                            const std::function<bool(size_t)>& missing, const FitOne& fit) {
+void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_name, const FitOne& fit,
+                            const std::function<bool(size_t)>& finished) {
   std::map<int64_t, std::vector<size_t>> by_layer;
   for (const size_t i : which) by_layer[targets_[i].layer].push_back(i);
-  uint64_t finished = 0;
+  uint64_t done = 0;
   for (const auto& [layer, members] : by_layer) {
-    std::vector<size_t> todo;
-    std::copy_if(members.begin(), members.end(), std::back_inserter(todo), missing);
-    if (!todo.empty()) {
+    std::vector<size_t> unfitted;
+    for (const size_t i : members)
+      if (!finished || !finished(i)) unfitted.push_back(i);
+    if (!unfitted.empty()) {
       const JobSet jobs(*weights_, statistics_.get(), layer);
       const auto work = [&](size_t i) {
         FitJob job = jobs.make(targets_[i]);
@@ -413,16 +408,17 @@ void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_
       const auto work_of = [&](size_t i) {
         return targets_[i].cols * targets_[i].cols * (targets_[i].rows + targets_[i].cols);
       };
-      std::stable_sort(todo.begin(), todo.end(), [&](size_t a, size_t b) { return work_of(a) > work_of(b); });
+      std::stable_sort(unfitted.begin(), unfitted.end(), [&](size_t a, size_t b) { return work_of(a) > work_of(b); });
       // A layer's matrices are independent; embedding and head are large and use the threads inside.
       if (layer < 0)
-        for (const size_t i : todo) work(i);
+        for (const size_t i : unfitted) work(i);
       else
-        parallel_tasks(static_cast<int64_t>(todo.size()), [&](int64_t k) { work(todo[static_cast<size_t>(k)]); });
+        parallel_tasks(static_cast<int64_t>(unfitted.size()),
+                       [&](int64_t k) { work(unfitted[static_cast<size_t>(k)]); });
     }
-    finished += members.size();
+    done += members.size();
     const std::string unit = layer < 0 ? "embedding" : fmt::format("block {}", layer);
-    if (!progress_.step({stage_name, unit, finished, which.size()}))
+    if (!progress_.step({stage_name, unit, done, which.size()}))
       throw Failure(user_error("stopped; the same command continues from here"));
   }
 }
@@ -431,18 +427,19 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
                                        const See& see) {
   Done done(targets_.size());
   for (const size_t i : which) done.unit[i] = targets_[i].name + "|" + choice[i].print();
-  const auto missing = [&](size_t i) {
-    const std::optional<Unit> unit = finished_unit(done.unit[i]);
-    if (!unit) return true;
-    done.loss[i] = unit->loss;
-    if (see) see(i, *unit->node);
-    return false;
-  };
-  each_layer(which, stage_name, missing, [&](size_t i, FitJob job) {
-    const Unit unit = fit_unit(std::move(job), choice[i]);
-    must(work_->commit(done.unit[i], pack_unit(unit)));
+  const auto take = [&](size_t i, const Unit& unit) {
     done.loss[i] = unit.loss;
     if (see) see(i, *unit.node);
+  };
+  const auto fit = [&](size_t i, FitJob job) {
+    const Unit unit = fit_unit(std::move(job), choice[i]);
+    must(work_->commit(done.unit[i], pack_unit(unit)));
+    take(i, unit);
+  };
+  each_layer(which, stage_name, fit, [&](size_t i) {
+    const std::optional<Unit> unit = finished_unit(done.unit[i]);
+    if (unit) take(i, *unit);
+    return unit.has_value();
   });
   return done;
 }
@@ -450,16 +447,14 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
 Compressor::Done Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every,
                                        const See& see) {
   Done done(targets_.size());
-  each_layer(
-      which, "pilot", [](size_t) { return true; },
-      [&](size_t i, FitJob job) {
-        const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
-        job.weight = thin(job.weight);
-        if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
-        const Unit unit = fit_unit(std::move(job), choice[i]);
-        done.loss[i] = unit.loss;
-        see(i, *unit.node);
-      });
+  const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
+  each_layer(which, "pilot", [&](size_t i, FitJob job) {
+    job.weight = thin(job.weight);
+    if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
+    const Unit unit = fit_unit(std::move(job), choice[i]);
+    done.loss[i] = unit.loss;
+    see(i, *unit.node);
+  });
   return done;
 }
 
@@ -486,14 +481,13 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
   }
   uint64_t finished = 0;
   // Embedding and head are fitted on the float model's statistics: the lookup comes before every block.
-  Model start = model_;
+  NodeMap lookup;
   if (!ends.empty()) {
     done = run_units(choice, ends, "quantize");
     finished += ends.size();
-    for (const size_t i : ends)
-      for (ModelTensor& t : start.tensors)
-        if (t.name == targets_[i].name) t.node = node_of(done, i);
+    for (const size_t i : ends) lookup[targets_[i].name] = node_of(done, i);
   }
+  const Model start = with_nodes(model_, lookup);
   const std::unique_ptr<LmWeights> prefix = weights_of(start);
   const bool cross = needs().cross;
   BlockSession::Options options;
@@ -781,33 +775,23 @@ Compressor::Done Compressor::solve_gguf_types() {
   const std::vector<size_t> which = all_targets();
   // Loss of a type on a tensor: plain rounding, its errors weighted with 1 / U_jj^2 as the walk will feel them (the
   // walk's own loss is a fixed share of that, the same for all types).
-  std::vector<KnapsackUnit> units(which.size());
-  std::vector<std::vector<std::optional<GgmlType>>> types(which.size());  // nullopt: stays as it is
-  std::map<int64_t, std::vector<size_t>> by_layer;
-  for (size_t k = 0; k < which.size(); ++k) by_layer[targets_[which[k]].layer].push_back(k);
-  uint64_t finished = 0;
-  for (const auto& [layer, members] : by_layer) {
-    const JobSet jobs(*weights_, statistics_.get(), layer);
-    parallel_tasks(static_cast<int64_t>(members.size()), [&](int64_t m) {
-      const size_t k = members[static_cast<size_t>(m)];
-      const FitJob job = jobs.make(targets_[which[k]]);
-      const std::vector<float> importance = walk_importance(job);
-      if (const NodePtr& now = model_.find(job.name)->node; now->kind() == "blocks") {
-        types[k].push_back(std::nullopt);
-        units[k].push_back({now->bits().total() / 8, 0});
-      }
-      for (const GgmlType type : kGgufTypes) {
-        const auto row = ggml_row_bytes(type, job.weight.size(1));
-        if (!row) continue;
-        types[k].push_back(type);
-        units[k].push_back(
-            {*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, importance, type)});
-      }
-    });
-    finished += members.size();
-    if (!progress_.step({"measure types", fmt::format("layer {}", layer), finished, which.size()}))
-      throw Failure(user_error("stopped; the same command continues from here"));
-  }
+  std::vector<KnapsackUnit> costs(targets_.size());
+  std::vector<std::vector<std::optional<GgmlType>>> types(targets_.size());  // nullopt: stays as it is
+  each_layer(which, "measure types", [&](size_t i, const FitJob& job) {
+    const std::vector<float> importance = walk_importance(job);
+    if (const NodePtr& now = model_.find(job.name)->node; now->kind() == "blocks") {
+      types[i].push_back(std::nullopt);
+      costs[i].push_back({now->bits().total() / 8, 0});
+    }
+    for (const GgmlType type : kGgufTypes) {
+      const auto row = ggml_row_bytes(type, job.weight.size(1));
+      if (!row) continue;
+      types[i].push_back(type);
+      costs[i].push_back({*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, importance, type)});
+    }
+  });
+  std::vector<KnapsackUnit> units;
+  for (const size_t i : which) units.push_back(costs[i]);
   curve_ = must(budget_curve(units, 40));
   const uint64_t target = target_bytes();
   choice_.assign(targets_.size(), recipe({"gguf", ""}));
@@ -815,7 +799,7 @@ Compressor::Done Compressor::solve_gguf_types() {
   const auto take = [&](const KnapsackAnswer& answer) {
     changed.clear();
     for (size_t k = 0; k < which.size(); ++k) {
-      const std::optional<GgmlType> type = types[k][static_cast<size_t>(answer.choice[k])];
+      const std::optional<GgmlType> type = types[which[k]][static_cast<size_t>(answer.choice[k])];
       if (!type) continue;
       must(choice_[which[k]].options.set("type", ggml_traits(*type).name));
       changed.push_back(which[k]);
@@ -827,18 +811,17 @@ Compressor::Done Compressor::solve_gguf_types() {
     // The size of a GGUF depends on the types alone: size a file of zeros, then solve for the real allowance.
     const KnapsackRange range = must(knapsack_range(units));
     const KnapsackAnswer trial = must(best_for_bytes(units, std::max(target, range.smallest_bytes)));
-    Model sized = model_;
+    NodeMap sized;
     Bytes zeros;  // enough for the largest matrix
     for (size_t k = 0; k < which.size(); ++k) {
-      const std::optional<GgmlType> type = types[k][static_cast<size_t>(trial.choice[k])];
+      const std::optional<GgmlType> type = types[which[k]][static_cast<size_t>(trial.choice[k])];
       if (!type) continue;
       const Target& t = targets_[which[k]];
       const size_t bytes = *ggml_row_bytes(*type, t.cols) * static_cast<size_t>(t.rows);
       if (zeros.size() < bytes) zeros = Bytes::own(std::vector<std::byte>(bytes));
-      for (ModelTensor& tensor : sized.tensors)
-        if (tensor.name == t.name) tensor.node = must(Blocks::make(*type, t.rows, t.cols, zeros.slice(0, bytes)));
+      sized[t.name] = must(Blocks::make(*type, t.rows, t.cols, zeros.slice(0, bytes)));
     }
-    const uint64_t overhead = written_bytes(sized) - trial.bytes;
+    const uint64_t overhead = written_bytes(with_nodes(model_, sized)) - trial.bytes;
     if (target < range.smallest_bytes + overhead)
       throw Failure(user_error(
           fmt::format("a GGUF of this model cannot be smaller than {} (its rows of {} fit only some block types); "
@@ -870,15 +853,15 @@ const Model& Compressor::finished(const Done& done) {
   std::map<std::string, size_t, std::less<>> fitted;
   for (size_t i = 0; i < targets_.size(); ++i)
     if (!done.unit[i].empty()) fitted[targets_[i].name] = i;
-  const auto node = [&](const std::string& name) {
-    const auto it = fitted.find(name);
-    return it == fitted.end() ? nullptr : node_of(done, it->second);
-  };
   if (gguf_) {
-    finished_ = rest;
-    for (ModelTensor& t : finished_.tensors)
-      if (NodePtr replaced = node(t.name)) t.node = std::move(replaced);
+    NodeMap nodes;
+    for (const auto& [name, i] : fitted) nodes[name] = node_of(done, i);
+    finished_ = with_nodes(rest, nodes);
   } else {
+    const auto node = [&](const std::string& name) {
+      const auto it = fitted.find(name);
+      return it == fitted.end() ? nullptr : node_of(done, it->second);
+    };
     finished_ = assemble(rest, node, [&](const std::string& name, NodePtr coded) {
       const std::string unit = "coded|" + name;
       must(work_->commit(unit, pack_unit({std::move(coded), 0})));
@@ -1171,8 +1154,7 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
   const auto weights = static_cast<double>(weights_count());
   out.before.bits_per_weight = static_cast<double>(out.before.file_bytes) * 8 / weights;
   out.after.bits_per_weight = static_cast<double>(out.after.file_bytes) * 8 / weights;
-  const std::string input = request_.input.substr(0, request_.input.find_last_not_of('/') + 1);
-  out.title = fmt::format("{} in {}", input.substr(input.rfind('/') + 1), print_size(out.after.file_bytes));
+  out.title = fmt::format("{} in {}", last_part(request_.input), print_size(out.after.file_bytes));
   out.version = request_.version, out.date = request_.date, out.machine = request_.machine;
   out.stages = stages_;
   out.seconds = now() - started_;

@@ -11,7 +11,7 @@ static constexpr int64_t kSampleRows = 512;
 
 std::vector<float> walk_importance(const FitJob& job) {
   if (!knows_inputs(job)) return std::vector<float>(static_cast<size_t>(job.weight.size(1)), 1.0f);
-  return inverse_squared_diagonal(upper_inverse_factor(*job.inputs, 0.01, job.name).upper);
+  return inverse_squared_diagonal(walk_factor(job, 0.01));
 }
 
 double gguf_rounding_loss(const FitJob& job, const std::vector<float>& importance, GgmlType type) {

@@ -37,7 +37,7 @@ struct Pair {
 
 Pair load_pair(const Model& before, const Model& after, ThreadPool& pool, Progress& progress) {
   const bool streamed = (before.bits().total() + after.bits().total()) / 8 > kLoadedBytes;
-  const LmOptions options{.isa = {}, .streamed = streamed};
+  const LmOptions options{.streamed = streamed};
   return {must(Tokenizer::create(before.tokenizer)), streamed, must(Lm::load(before, options, pool, progress)),
           must(Lm::load(after, options, pool, progress))};
 }
@@ -134,7 +134,7 @@ void measure_model(const Model& before, const Model& after, const std::vector<st
                                             "Explain in two sentences why the sky is blue."};
   // With the kernels that `pith generate` uses.
   const auto answers = [&](const Model& model, std::optional<double>& speed) {
-    const auto lm = must(Lm::load(model, {.precision = Precision::fast, .isa = {}}, pool, progress));
+    const auto lm = must(Lm::load(model, {.precision = Precision::fast}, pool, progress));
     std::vector<std::string> out;
     for (const std::string& prompt : prompts) out.push_back(answer(*lm, pair.tokenizer, prompt, pool, speed));
     return out;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/print.h"
+#include "base/file.h"
 #include "measure/report.h"
 
 namespace pith {
@@ -48,12 +49,6 @@ std::string escape(std::string_view text) {
         out += c;
     }
   return out;
-}
-
-/// "models/a.gguf" and "models/a/" are called by their last part.
-std::string_view last_part(std::string_view path) {
-  while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
-  return path.substr(path.rfind('/') + 1);
 }
 
 /// JSON that can stand inside <script>: no '<' at all.

@@ -64,6 +64,12 @@ const ModelTensor* Model::find(std::string_view name) const {
   return it == tensors.end() ? nullptr : &*it;
 }
 
+Model with_nodes(Model model, const NodeMap& nodes) {
+  for (ModelTensor& tensor : model.tensors)
+    if (const auto at = nodes.find(tensor.name); at != nodes.end()) tensor.node = at->second;
+  return model;
+}
+
 BitReport Model::bits() const {
   BitReport report;
   SharedCounter shared;

@@ -4,6 +4,7 @@
 #include <pith/result.h>
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +41,11 @@ struct Model {
   /// all bytes (about 10 GB/s when cached), so callers keep the answer.
   std::string content_hash() const;
 };
+
+/// Tensors' nodes by canonical name.
+using NodeMap = std::map<std::string, NodePtr, std::less<>>;
+/// The model with these nodes in place of its own.
+Model with_nodes(Model model, const NodeMap& nodes);
 
 /// Rows and columns of the node of a tensor of this shape; an error when a size is not positive or overflows.
 struct MatrixShape {

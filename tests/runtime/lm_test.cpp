@@ -220,7 +220,7 @@ TEST(Lm, StreamedBlocksGiveTheSameBits) {
     SCOPED_TRACE(name);
     const TinyModel tiny(name);
     const auto loaded = load(tiny.model);
-    const auto streamed = load(tiny.model, {.isa = {}, .streamed = true});
+    const auto streamed = load(tiny.model, {.streamed = true});
     EXPECT_EQ(logits_of(*streamed, tiny.sequence(0), {5, 1, 7}), logits_of(*loaded, tiny.sequence(0), {5, 1, 7}));
     EXPECT_LT(streamed->ram_bytes(), loaded->ram_bytes());
   }

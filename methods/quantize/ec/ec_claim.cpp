@@ -31,7 +31,9 @@ uint64_t coded_bytes(const ClaimLm& lm, const NodeMap& nodes) {
   return must(pith_model_bytes(assemble(lm.model(), fitted)));
 }
 
-uint64_t plain_bytes(const ClaimLm& lm, const NodeMap& nodes) { return must(pith_model_bytes(lm.with(nodes))); }
+uint64_t plain_bytes(const ClaimLm& lm, const NodeMap& nodes) {
+  return must(pith_model_bytes(with_nodes(lm.model(), nodes)));
+}
 
 /// The largest file of `fit(log2 of the step)` that takes at most `bytes`, within 0.3 % or after ten tries.
 struct Fitted {

@@ -1,6 +1,5 @@
 #include <dirent.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include "base/file.h"
 #include "cli/pith/commands.h"
@@ -10,11 +9,6 @@ namespace pith {
 int print_result(std::string_view text) {
   const Status status = print_out(text);
   return status.ok() ? 0 : fail(status.error());
-}
-
-static uint64_t file_bytes(const std::string& path) {
-  struct stat st {};
-  return ::stat(path.c_str(), &st) == 0 && S_ISREG(st.st_mode) ? static_cast<uint64_t>(st.st_size) : 0;
 }
 
 uint64_t model_file_bytes(const std::string& path) {
