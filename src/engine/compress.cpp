@@ -894,15 +894,6 @@ uint64_t Compressor::written_bytes(const Model& model) const {
   return must(gguf_ ? gguf_model_bytes(model) : pith_model_bytes(model));
 }
 
-static uint64_t loaded_bytes(const Model& model) {
-  uint64_t bytes = 0;
-  for (const ModelTensor& t : model.tensors) {
-    bytes += planned_ram_bytes(*t.node);
-    drop_mapped_pages(*t.node);
-  }
-  return bytes;
-}
-
 uint64_t Compressor::measure_bytes(const Done& done) {
   const Model& model = finished(done);
   return by_ram() ? loaded_bytes(model) : written_bytes(model) + (gguf_ ? 0 : kReportRoom);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/linear.h"
 #include "runtime/builtin_text.h"
 #include "runtime/chat.h"
 #include "runtime/evaluate.h"
@@ -23,6 +24,15 @@ std::vector<HeldOut> held_out_texts(const std::vector<std::string>& paths) {
   return texts;
 }
 
+uint64_t loaded_bytes(const Model& model) {
+  uint64_t bytes = 0;
+  for (const ModelTensor& t : model.tensors) {
+    bytes += t.shape.size() == 1 ? 4 * static_cast<uint64_t>(t.node->cols()) : planned_ram_bytes(*t.node);
+    drop_mapped_pages(*t.node);
+  }
+  return bytes;
+}
+
 namespace {
 
 /// Two models in files of at most this size together are loaded as a whole; larger ones go through memory block by
@@ -40,16 +50,6 @@ Pair load_pair(const Model& before, const Model& after, ThreadPool& pool, Progre
   const LmOptions options{.streamed = streamed};
   return {must(Tokenizer::create(before.tokenizer)), streamed, must(Lm::load(before, options, pool, progress)),
           must(Lm::load(after, options, pool, progress))};
-}
-
-/// Bytes that the weights take when the model is loaded.
-uint64_t loaded_bytes(const Model& model) {
-  uint64_t bytes = 0;
-  for (const ModelTensor& t : model.tensors) {
-    bytes += t.shape.size() == 1 ? 4 * static_cast<uint64_t>(t.node->cols()) : planned_ram_bytes(*t.node);
-    drop_mapped_pages(*t.node);
-  }
-  return bytes;
 }
 
 /// `chunks` chunks spread over the whole text.
@@ -96,8 +96,6 @@ void measure_model(const Model& before, const Model& after, const std::vector<st
     return;
   }
   Pair pair = load_pair(before, after, pool, progress);
-  report.before.loaded_bytes = pair.streamed ? loaded_bytes(before) : pair.before->ram_bytes();
-  report.after.loaded_bytes = pair.streamed ? loaded_bytes(after) : pair.after->ram_bytes();
   double log_ratio = 0, weight = 0;
   for (const HeldOut& held : held_out_texts(paths)) {
     const auto tokens =

@@ -17,7 +17,10 @@ struct HeldOut {
 };
 std::vector<HeldOut> held_out_texts(const std::vector<std::string>& paths);
 
-/// Fills texts, loaded sizes, speeds and sample answers of `report`. `chunks` of 512 tokens of each text are read.
+/// Bytes of memory that the weights take when the model is loaded, without loading it.
+uint64_t loaded_bytes(const Model& model);
+
+/// Fills texts, speeds and sample answers of `report`. `chunks` of 512 tokens of each text are read.
 void measure_model(const Model& before, const Model& after, const std::vector<std::string>& paths, int64_t chunks,
                    ThreadPool& pool, Progress& progress, Report& report);
 

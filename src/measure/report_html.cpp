@@ -5,8 +5,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "base/print.h"
 #include "base/file.h"
+#include "base/print.h"
 #include "measure/report.h"
 
 namespace pith {
