@@ -53,6 +53,21 @@ inline void prefetch_codes(const uint8_t* chunk) {
   for (int i = 0; i < Bits; ++i) __builtin_prefetch(chunk + kAhead + 64 * i);
 }
 
+// sum[k] += level * x and total[k] += x over chunks [c0, c1) of `stride` chunks of x a token; codes are those of c0.
+template <int Bits, bool Table, int N>
+inline void dot_chunks(const uint8_t* codes, const Levels<Table>& levels, const IntInput& x, int64_t stride, int64_t c0,
+                       int64_t c1, F16* sum, float* total) {
+  for (int64_t c = c0; c < c1; ++c, codes += Bits * 64) {
+    prefetch_codes<Bits>(codes);
+    const Quads<Bits, Table> u(codes, levels);
+    for (int k = 0; k < N; ++k) {
+      const int64_t at = k * stride + c;
+      sum[k] = fma(u.template dot<0, 8>(x.q + at * kChunk), F16::splat(x.d[at]), sum[k]);
+      total[k] += x.s[2 * at] + x.s[2 * at + 1];
+    }
+  }
+}
+
 template <int Bits, bool Table, int N>
 void dot_tile(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
   alignas(64) float d[kScaleBlock * kTileRows], m[kScaleBlock * kTileRows];
@@ -90,15 +105,7 @@ void dot_tile(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
       float total[N] = {};
       for (int k = 0; k < N; ++k) sum[k] = F16::splat(0);
       const int64_t c1 = (g + 1) * gc < t.chunks ? (g + 1) * gc : t.chunks;
-      for (int64_t c = g * gc; c < c1; ++c) {
-        prefetch_codes<Bits>(t.codes + c * Bits * 64);
-        const Quads<Bits, Table> u(t.codes + c * Bits * 64, levels);
-        for (int k = 0; k < N; ++k) {
-          const int64_t at = k * t.chunks + c;
-          sum[k] = fma(u.template dot<0, 8>(x.q + at * kChunk), F16::splat(x.d[at]), sum[k]);
-          total[k] += x.s[2 * at] + x.s[2 * at + 1];
-        }
-      }
+      dot_chunks<Bits, Table, N>(t.codes + g * gc * Bits * 64, levels, x, t.chunks, g * gc, c1, sum, total);
       for (int k = 0; k < N; ++k) {
         out[k] = fma(sum[k], F16::load(d + (g - g0) * kTileRows), out[k]);
         out[k] = fma(F16::splat(total[k]), F16::load(m + (g - g0) * kTileRows), out[k]);
@@ -108,15 +115,16 @@ void dot_tile(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
   for (int k = 0; k < N; ++k) out[k].store(y + k * ldy);
 }
 
-template <int Bits, bool Table>
-void dot_bits(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy) {
+// call<N>(x and y from token k on) for 4, 2 or 1 tokens at a time.
+template <class Call>
+void by_tokens(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy, Call call) {
   int64_t k = 0;
   const auto from = [&](int64_t i) {
     return IntInput{x.q + i * t.chunks * kChunk, x.d + i * t.chunks, x.s + i * t.chunks * 2};
   };
-  for (; k + 4 <= n; k += 4) dot_tile<Bits, Table, 4>(t, from(k), y + k * ldy, ldy);
-  for (; k + 2 <= n; k += 2) dot_tile<Bits, Table, 2>(t, from(k), y + k * ldy, ldy);
-  for (; k < n; ++k) dot_tile<Bits, Table, 1>(t, from(k), y + k * ldy, ldy);
+  for (; k + 4 <= n; k += 4) call.template operator()<4>(from(k), y + k * ldy);
+  for (; k + 2 <= n; k += 2) call.template operator()<2>(from(k), y + k * ldy);
+  for (; k < n; ++k) call.template operator()<1>(from(k), y + k * ldy);
 }
 
 // Calls sink(column, weights of the 16 rows) for all columns of a tile.
@@ -167,11 +175,39 @@ void by_bits(const IntTile& t, Call call) {
   }
 }
 
+// A tile whose chunks differ in width.
+template <int N>
+void dot_widths(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
+  F16 out[N];
+  for (int k = 0; k < N; ++k) out[k] = F16::splat(0);
+  each_run(t, [&](const IntTile& run, int64_t c) {
+    by_bits(run, [&]<int Bits, bool Table>() {
+      float total[N] = {};
+      dot_chunks<Bits, Table, N>(run.codes, Levels<Table>(run.table), x, t.chunks, c, c + run.chunks, out, total);
+      const auto zero = static_cast<float>(run.zero - Quads<Bits, Table>::kBias);
+      for (int k = 0; k < N; ++k) out[k] = out[k] - F16::splat(zero * total[k]);
+    });
+  });
+  for (int k = 0; k < N; ++k) (out[k] * F16::load(t.row_scale)).store(y + k * ldy);
+}
+
 void dot_int(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy) {
-  by_bits(t, [&]<int Bits, bool Table>() { dot_bits<Bits, Table>(t, x, n, y, ldy); });
+  if (t.widths != nullptr) {
+    by_tokens(t, x, n, y, ldy, [&]<int N>(const IntInput& from, float* to) { dot_widths<N>(t, from, to, ldy); });
+    return;
+  }
+  by_bits(t, [&]<int Bits, bool Table>() {
+    by_tokens(t, x, n, y, ldy,
+              [&]<int N>(const IntInput& from, float* to) { dot_tile<Bits, Table, N>(t, from, to, ldy); });
+  });
 }
 
 void decode_int(const IntTile& t, float* panel) {
+  if (t.widths != nullptr) {
+    __builtin_memset(panel, 0, static_cast<size_t>(t.chunks * kChunk * kTileRows) * sizeof(float));
+    each_run(t, [&](const IntTile& run, int64_t c) { decode_int(run, panel + c * kChunk * kTileRows); });
+    return;
+  }
   by_bits(t, [&]<int Bits, bool Table>() {
     decode_tile<Bits, Table>(t, [&](int64_t column, const F16* w) {
       for (int j = 0; j < 4; ++j) w[j].store(panel + (column + j) * kTileRows);

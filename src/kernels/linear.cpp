@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/coded_tiles.h"
 #include "kernels/float_tiles.h"
 #include "kernels/int_tiles.h"
 #include "represent/combine.h"
@@ -343,16 +344,16 @@ std::vector<float> floats(const FloatArray& a) {
 
 // A node that becomes one TileLinear whose single weights may be corrected; null for all others.
 std::unique_ptr<TileLinear> prepare_tiles(const NodePtr& node, const KernelOptions& options) {
-  if (const auto layout = int_layout(*node, options.keep_rows)) return IntTiles::make(*node, *layout, {}, options);
+  if (CodedTiles::takes(*node)) return CodedTiles::make(static_cast<const Grid&>(*node), options);
+  if (const auto layout = int_layout(*node)) return IntTiles::make(*node, *layout, {}, options);
   if (FloatTiles::takes(*node)) return FloatTiles::make(static_cast<const Dense&>(*node), options);
   return nullptr;
 }
 
-// Entropy-coded grids use the list of corrections themselves.
+// Coded tiles have their columns in another order.
 bool takes_corrections(const Node& node) {
-  if (node.cols() > TileLinear::kMaxSparseCols) return false;
-  if (const auto layout = int_layout(node)) return layout->bits != 0;
-  return FloatTiles::takes(node);
+  return node.cols() <= TileLinear::kMaxSparseCols && !CodedTiles::takes(node) &&
+         (int_layout(node) || FloatTiles::takes(node));
 }
 
 // The columns' order when a Permuted child can be multiplied in its own order.
@@ -442,7 +443,7 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
   if (const auto* dynamic = dynamic_cast<const DynamicInt8*>(node.get())) {
     PITH_ASSIGN(auto child, prepare_linear(dynamic->child(), part));
     const auto* tiles = dynamic_cast<const IntTiles*>(child.get());
-    if (tiles == nullptr || tiles->layout().column_factors) return child;
+    if (tiles == nullptr) return child;
     std::unique_ptr<IntTiles> owned(const_cast<IntTiles*>(static_cast<const IntTiles*>(child.release())));
     return LinearPtr(new DynamicInt8Linear(std::move(owned), dynamic->threshold()));
   }
@@ -453,8 +454,8 @@ uint64_t planned_ram_bytes(const Node& node, bool keep_rows) {
   const auto sparse_bytes = [](const Csr& csr) {
     return static_cast<uint64_t>(csr.rows() + 1) * 4 + static_cast<uint64_t>(csr.entries()) * 6;
   };
-  if (const auto layout = int_layout(node, keep_rows)) {
-    if (layout->bits == 0) return variable_width_bytes(static_cast<const Grid&>(node), *layout);
+  if (CodedTiles::takes(node)) return CodedTiles::planned_bytes(static_cast<const Grid&>(node), keep_rows);
+  if (const auto layout = int_layout(node)) {
     return layout->side_bytes() + static_cast<uint64_t>(layout->tiles() * layout->chunks()) * layout->bits * 64;
   }
   if (FloatTiles::takes(node)) return FloatTiles::planned_bytes(static_cast<const Dense&>(node));

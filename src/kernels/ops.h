@@ -36,8 +36,9 @@ struct IntTile {
   const uint8_t* codes = nullptr;
   int64_t chunks = 0;
   unsigned bits = 0;
-  int zero = 0;                    ///< subtracted from each level
-  const uint8_t* table = nullptr;  ///< 16 levels for 4-bit codes; null: level(u) = u
+  const uint8_t* widths = nullptr;  ///< instead of `bits`: of each chunk, 0 to 8; zero = 2^(bits - 1), ScaleKind::row
+  int zero = 0;                     ///< subtracted from each level
+  const uint8_t* table = nullptr;   ///< 16 levels for 4-bit codes; null: level(u) = u
   ScaleKind scale = ScaleKind::row;
   MinKind min = MinKind::none;
   int64_t group_halves = 0;           ///< columns of a group / 16: 1 or even
@@ -52,6 +53,23 @@ struct IntTile {
   const uint16_t* d_stats = nullptr;  ///< two_level: [groups][2] scale2, zero2
   const uint16_t* m_stats = nullptr;
 };
+
+/// use(run, c) for each run of chunks of one width of a tile with `widths`: a tile of these chunks, which begin at
+/// chunk c. Chunks without bits are left out: their weights are 0.
+template <class Use>
+void each_run(const IntTile& tile, Use use) {
+  IntTile run = tile;
+  run.widths = nullptr;
+  for (int64_t c = 0, end = 0; c < tile.chunks; c = end) {
+    run.bits = tile.widths[c];
+    for (end = c + 1; end < tile.chunks && tile.widths[end] == run.bits;) ++end;
+    if (run.bits == 0) continue;
+    run.chunks = end - c;
+    run.zero = 1 << (run.bits - 1);
+    use(run, c);
+    run.codes += run.chunks * run.bits * 64;
+  }
+}
 
 /// Activations rounded to 8 bits: x = q * d, one d for each token and chunk.
 struct IntInput {

@@ -100,6 +100,11 @@ int level_of(const IntTile& t, int64_t chunk, int r, int column) {
 }
 
 void decode_int(const IntTile& t, float* panel) {
+  if (t.widths != nullptr) {
+    __builtin_memset(panel, 0, static_cast<size_t>(t.chunks * kChunk * kTileRows) * sizeof(float));
+    each_run(t, [&](const IntTile& run, int64_t c) { decode_int(run, panel + c * kChunk * kTileRows); });
+    return;
+  }
   for (int64_t c = 0; c < t.chunks; ++c) {
     for (int i = 0; i < kChunk; ++i) {
       const int64_t group = (2 * c + i / 16) / t.group_halves;
@@ -112,7 +117,25 @@ void decode_int(const IntTile& t, float* panel) {
   }
 }
 
+void dot_widths(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy) {
+  for (int64_t k = 0; k < n; ++k) {
+    float* out = y + k * ldy;
+    for (int r = 0; r < kTileRows; ++r) out[r] = 0;
+    each_run(t, [&](const IntTile& run, int64_t first) {
+      for (int64_t c = 0; c < run.chunks; ++c) {
+        const int64_t at = k * t.chunks + first + c;
+        for (int r = 0; r < kTileRows; ++r) {
+          int sum = 0;
+          for (int i = 0; i < kChunk; ++i) sum += (level_of(run, c, r, i) - run.zero) * x.q[at * kChunk + i];
+          out[r] += t.row_scale[r] * x.d[at] * static_cast<float>(sum);
+        }
+      }
+    });
+  }
+}
+
 void dot_int(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy) {
+  if (t.widths != nullptr) return dot_widths(t, x, n, y, ldy);
   for (int64_t k = 0; k < n; ++k) {
     const int8_t* q = x.q + k * t.chunks * kChunk;
     const float *dx = x.d + k * t.chunks, *sx = x.s + k * t.chunks * 2;

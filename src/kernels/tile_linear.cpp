@@ -40,7 +40,7 @@ TileLinear::Path TileLinear::path(int64_t n) const {
 }
 
 int TileLinear::input_key(int64_t n) const {
-  if (column_factors() != nullptr) return 0;
+  if (gathers()) return 0;
   const Path p = path(n);
   return p == Path::dot && dot_needs_ints() ? 1 : p == Path::bf16 ? 2 : 3;
 }
@@ -53,10 +53,9 @@ void TileLinear::prepare(const float* x, int64_t n, ThreadPool& pool, std::uniqu
   }
   const Path p = path(n);
   const int64_t padded = padded_cols(), chunks = padded / kChunk;
-  const float* factors = column_factors();
   const bool ints = p == Path::dot && dot_needs_ints();
   // fp32 paths read cols() values of a row; the integer path whole chunks.
-  const bool copies = factors != nullptr || (ints && padded != cols_);
+  const bool copies = gathers() || (ints && padded != cols_);
   in->x_stride = copies && ints ? padded : cols_;
   in->x = x;
   if (copies) in->x = in->owned.ensure(static_cast<size_t>(n * in->x_stride));
@@ -72,8 +71,8 @@ void TileLinear::prepare(const float* x, int64_t n, ThreadPool& pool, std::uniqu
     const float* row = x + t * cols_;
     if (copies) {
       float* own = in->owned.get() + t * in->x_stride;
-      if (factors != nullptr) {
-        for (int64_t j = 0; j < cols_; ++j) own[j] = row[j] * factors[j];
+      if (gathers()) {
+        gather(row, own);
       } else {
         std::copy_n(row, cols_, own);
       }
@@ -110,7 +109,7 @@ void TileLinear::whole_panel(int64_t t, float* panel) const {
   for (int64_t r = t * kTileRows; r < std::min(rows_, (t + 1) * kTileRows); ++r) {
     for (uint32_t i = sparse_.row_start[static_cast<size_t>(r)]; i < sparse_.row_start[static_cast<size_t>(r) + 1];
          ++i) {
-      panel[sparse_.col[i] * kTileRows + r % kTileRows] += sparse_.at(i, r);
+      panel[sparse_.col[i] * kTileRows + r % kTileRows] += sparse_.value[i];
     }
   }
 }
@@ -123,12 +122,7 @@ void TileLinear::add_sparse(int64_t t, const TileInput& x, int64_t n, float* y, 
     for (int64_t k = 0; k < n; ++k) {
       const float* row = x.x + k * x.x_stride;
       float sum = 0;
-      if (sparse_.code.empty()) {
-        for (uint32_t i = i0; i < i1; ++i) sum += sparse_.value[i] * row[sparse_.col[i]];
-      } else {
-        for (uint32_t i = i0; i < i1; ++i) sum += static_cast<float>(sparse_.code[i]) * row[sparse_.col[i]];
-        sum *= sparse_.row_scale[r];
-      }
+      for (uint32_t i = i0; i < i1; ++i) sum += sparse_.value[i] * row[sparse_.col[i]];
       y[k * ldy + r % kTileRows] += sum;
     }
   }
@@ -213,11 +207,7 @@ void TileLinear::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n
 void TileLinear::decode_row(int64_t r, float* out) const {
   float* panel = thread_scratch(1, static_cast<size_t>(padded_cols() * kTileRows));
   whole_panel(r / kTileRows, panel);
-  const float* factors = column_factors();
-  for (int64_t j = 0; j < cols_; ++j) {
-    const float w = panel[j * kTileRows + r % kTileRows];
-    out[j] = factors != nullptr ? w * factors[j] : w;
-  }
+  for (int64_t j = 0; j < cols_; ++j) out[j] = panel[j * kTileRows + r % kTileRows];
 }
 
 }  // namespace pith

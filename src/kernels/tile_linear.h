@@ -50,17 +50,12 @@ struct TileInput final : Linear::Input {
   int64_t bf16_stride = 0;
 };
 
-/// Corrections added to single weights: outliers that override a base, codes too large for their tile. Lists by row.
+/// Corrections added to single weights: outliers that override a base. Lists by row.
 struct TileSparse {
   std::vector<uint32_t> row_start;  ///< rows + 1, or empty: no corrections
   std::vector<uint16_t> col;
-  std::vector<float> value;   ///< in units of the weights
-  std::vector<int16_t> code;  ///< instead of `value`: in units of row_scale
-  const float* row_scale = nullptr;
-  float at(uint32_t i, int64_t row) const {
-    return code.empty() ? value[i] : static_cast<float>(code[i]) * row_scale[row];
-  }
-  uint64_t bytes() const { return row_start.size() * 4 + col.size() * 2 + value.size() * 4 + code.size() * 2; }
+  std::vector<float> value;
+  uint64_t bytes() const { return row_start.size() * 4 + col.size() * 2 + value.size() * 4; }
 };
 
 class TileLinear : public Linear {
@@ -83,8 +78,9 @@ class TileLinear : public Linear {
   virtual bool has_dot() const { return false; }
   virtual bool dot_needs_ints() const { return false; }
   virtual void dot(int64_t /*t*/, const TileInput& /*x*/, int64_t /*n*/, float* /*y*/, int64_t /*ldy*/) const {}
-  /// Layouts that multiply the columns first (ec) do it here: out = x with column factors.
-  virtual const float* column_factors() const { return nullptr; }
+  /// Layouts with their own order and factors of columns (ec) say so; `gather` makes one token's x ready for them.
+  virtual bool gathers() const { return false; }
+  virtual void gather(const float* /*x*/, float* /*out*/) const {}
 
   int64_t padded_cols() const { return (cols_ + kChunk - 1) / kChunk * kChunk; }
   enum class Path : uint8_t { dot, f32, bf16 };

@@ -1,0 +1,284 @@
+#include "kernels/coded_tiles.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <numeric>
+#include <span>
+
+#include "kernels/int_tiles.h"
+#include "represent/field.h"
+
+namespace pith {
+
+// Rows are sorted in sections of this many, so that 16 bits name them.
+static constexpr int64_t kSection = 65536;
+static constexpr int kMaxWidth = 8;
+
+// 2^(k / 16).
+static const std::array<float, 256>& sixteenths() {
+  static const auto table = [] {
+    std::array<float, 256> t{};
+    for (size_t k = 0; k < t.size(); ++k) t[k] = static_cast<float>(std::exp2(static_cast<double>(k) / 16));
+    return t;
+  }();
+  return table;
+}
+
+static const RowColField* steps_of(const Node& node) {
+  const auto* grid = dynamic_cast<const Grid*>(&node);
+  if (grid == nullptr || !grid->uniform() || grid->zero() != nullptr) return nullptr;
+  return dynamic_cast<const RowColField*>(grid->scale().get());
+}
+
+bool CodedTiles::takes(const Node& node) { return node.cols() <= kMaxSparseCols && steps_of(node) != nullptr; }
+
+// The least code of `width` bits; the largest is -1 - low, without any bits 0 like the least.
+static int low_of(unsigned width) { return width == 0 ? 0 : -(1 << (width - 1)); }
+
+// The fewest bytes, where a run of chunks of another width than before counts a little: the kernel has to look up its
+// loop. A correction counts more than its 2 bytes, because it takes the time of many codes.
+static void choose_widths(std::span<const int16_t> codes, std::span<uint8_t> widths) {
+  constexpr int kRun = 32, kCorrection = 5, kStates = kMaxWidth + 1;
+  const size_t chunks = widths.size(), stride = chunks * kChunk;
+  std::vector<std::array<uint8_t, kStates>> before(chunks);  // the width of the chunk before on the best way here
+  std::array<int, kStates> bytes{};
+  for (size_t c = 0; c < chunks; ++c) {
+    std::array<int, kStates + 1> need{};  // codes that fit b bits and no fewer; last: more than 8
+    for (size_t r = 0; r < kTileRows; ++r) {
+      for (const int16_t v : codes.subspan(r * stride + c * kChunk, kChunk)) {
+        const int magnitude = v < 0 ? -1 - v : v;
+        const int b = v == 0 ? 0 : static_cast<int>(std::bit_width(static_cast<unsigned>(magnitude))) + 1;
+        ++need[static_cast<size_t>(std::min(b, kStates))];
+      }
+    }
+    const auto best = static_cast<size_t>(std::min_element(bytes.begin(), bytes.end()) - bytes.begin());
+    const int change = bytes[best] + kRun;
+    int outside = 0;
+    for (size_t b = kStates; b-- > 0;) {
+      outside += need[b + 1];
+      const bool stay = bytes[b] <= change;
+      before[c][b] = static_cast<uint8_t>(stay ? b : best);
+      bytes[b] = (stay ? bytes[b] : change) + 64 * static_cast<int>(b) + kCorrection * outside;
+    }
+  }
+  auto b = static_cast<uint8_t>(std::min_element(bytes.begin(), bytes.end()) - bytes.begin());
+  for (size_t c = chunks; c-- > 0;) {
+    widths[c] = b;
+    b = before[c][b];
+  }
+}
+
+// Places in the order of `size`.
+static std::vector<uint32_t> sorted_places(std::span<const int64_t> size) {
+  std::vector<uint32_t> order(size.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return size[a] < size[b]; });
+  return order;
+}
+
+CodedTiles::CodedTiles(const Grid& grid, const KernelOptions& options)
+    : TileLinear(grid.rows(), grid.cols(), options), base_(steps_of(grid)->base()) {}
+
+std::unique_ptr<CodedTiles> CodedTiles::make(const Grid& grid, const KernelOptions& options) {
+  std::unique_ptr<CodedTiles> tiles(new CodedTiles(grid, options));
+  tiles->fill(grid, options.keep_rows, true);
+  return tiles;
+}
+
+uint64_t CodedTiles::planned_bytes(const Grid& grid, bool keep_rows) {
+  CodedTiles tiles(grid, {});
+  tiles.fill(grid, keep_rows, false);
+  return tiles.ram_bytes() + uint64_t{64} * tiles.code_start_.back();
+}
+
+void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
+  const size_t rows = static_cast<size_t>(rows_), cols = static_cast<size_t>(cols_);
+  const size_t chunks = static_cast<size_t>(padded_cols() / kChunk), stride = chunks * kChunk;
+  std::vector<int16_t> all(rows * cols);
+  grid.codes()->read_rows(0, rows_, all.data());
+
+  // Squares up to a bound: a row is as wide as most of its codes, not as its largest one.
+  std::vector<int64_t> row_size(rows), col_size(cols);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = 0; c < cols; ++c) {
+      const int64_t v = all[r * cols + c], square = std::min<int64_t>(v * v, 4096);
+      row_size[r] += square;
+      col_size[c] += square;
+    }
+  }
+  if (!keep_rows) {
+    row_.reserve(rows);
+    for (size_t first = 0; first < rows; first += kSection) {
+      const size_t count = std::min<size_t>(kSection, rows - first);
+      for (const uint32_t r : sorted_places(std::span(row_size).subspan(first, count))) {
+        row_.push_back(static_cast<uint16_t>(r));
+      }
+    }
+  }
+  col_.reserve(cols), col_log_.reserve(cols);
+  for (const uint32_t c : sorted_places(col_size)) col_.push_back(static_cast<uint16_t>(c));
+  const RowColField& steps = *steps_of(grid);
+  row_log_.resize(static_cast<size_t>(tiles()) * kTileRows);
+  for (size_t p = 0; p < rows; ++p) row_log_[p] = steps.row_log()[row_at(p)];
+  for (size_t p = 0; p < cols; ++p) col_log_.push_back(steps.col_log()[col_[p]]);
+
+  widths_.resize(static_cast<size_t>(tiles()) * chunks);
+  std::vector<int16_t> codes(kTileRows * stride);
+  std::vector<uint8_t> levels(codes.size()), packed;
+  code_start_.reserve(static_cast<size_t>(tiles()) + 1), correction_start_.reserve(static_cast<size_t>(tiles()) + 1);
+  code_start_.push_back(0);
+  correction_start_.push_back(0);
+  for (size_t t = 0; t < static_cast<size_t>(tiles()); ++t) {
+    std::fill(codes.begin(), codes.end(), int16_t{0});
+    for (size_t p = t * kTileRows; p < std::min(rows, (t + 1) * kTileRows); ++p) {
+      const int16_t* from = all.data() + row_at(p) * cols;
+      int16_t* to = codes.data() + p % kTileRows * stride;
+      for (size_t c = 0; c < cols; ++c) to[c] = from[col_[c]];
+    }
+    const std::span<uint8_t> widths = std::span(widths_).subspan(t * chunks, chunks);
+    choose_widths(codes, widths);
+    int64_t last = -1;
+    for (size_t c = 0; c < stride; ++c) {
+      const int low = low_of(widths[c / kChunk]), high = -1 - low;
+      for (size_t r = 0; r < kTileRows; ++r) {
+        const int code = codes[r * stride + c], kept = low == 0 ? 0 : std::clamp(code, low, high);
+        levels[r * stride + c] = static_cast<uint8_t>(kept - low);
+        if (kept == code) continue;
+        const auto place = static_cast<int64_t>(c * kTileRows + r);
+        correct(place - last, code - kept);
+        last = place;
+      }
+    }
+    correction_start_.push_back(static_cast<uint32_t>(corrections_.size()));
+    uint32_t pieces = 0;
+    for (size_t c = 0; c < chunks; ++c) {
+      pieces += widths[c];
+      if (!pack) continue;
+      packed.resize(packed.size() + widths[c] * 64u);
+      pack_chunk(widths[c], levels.data() + c * kChunk, static_cast<int64_t>(stride),
+                 packed.data() + packed.size() - widths[c] * 64u);
+    }
+    code_start_.push_back(code_start_.back() + pieces);
+  }
+  corrections_.shrink_to_fit();
+  codes_ = Aligned<uint8_t>(packed.size());
+  std::copy(packed.begin(), packed.end(), codes_.get());
+}
+
+// A correction says how many places after the one before it is (10 bits; codes lie column by column, 16 to a column,
+// and the first counts from place -1) and what is added to the code there (6 bits, signed). Gap 0 adds 64 times as much
+// as the entry before to the same code, gap 1023 with nothing to add only leads on.
+static constexpr int kGapMost = 1023, kByBits = 6, kByValues = 1 << kByBits;
+
+void CodedTiles::correct(int64_t gap, int by) {
+  const auto add = [&](int64_t g, int digit) {
+    corrections_.push_back(static_cast<uint16_t>(g * kByValues + (digit & (kByValues - 1))));
+  };
+  for (; gap > kGapMost; gap -= kGapMost) add(kGapMost, 0);
+  for (; by != 0; gap = 0) {
+    const int digit = ((by + kByValues / 2) & (kByValues - 1)) - kByValues / 2;
+    add(gap, digit);
+    by = (by - digit) / kByValues;
+  }
+}
+
+// use(place of a code, what is added to it) for all corrections of a tile.
+template <class Use>
+void CodedTiles::each_correction(int64_t t, Use use) const {
+  const uint16_t *entry = corrections_.data() + correction_start_[static_cast<size_t>(t)],
+                 *end = corrections_.data() + correction_start_[static_cast<size_t>(t) + 1];
+  int64_t place = -1;
+  for (; entry != end; ++entry) {
+    const int64_t gap = *entry >> kByBits;
+    auto by = static_cast<float>(static_cast<int16_t>(*entry << (16 - kByBits)) >> (16 - kByBits));
+    if (gap == 0) [[unlikely]] {
+      for (const uint16_t* e = entry; *e >> kByBits == 0; --e) by *= kByValues;
+    }
+    place += gap;
+    use(place, by);
+  }
+}
+
+size_t CodedTiles::row_at(size_t p) const { return row_.empty() ? p : p / kSection * kSection + row_[p]; }
+
+uint64_t CodedTiles::ram_bytes() const {
+  return codes_.bytes() + row_log_.size() + col_log_.size() + (row_.size() + col_.size()) * 2 + widths_.size() +
+         (code_start_.size() + correction_start_.size()) * 4 + corrections_.size() * 2;
+}
+
+std::string CodedTiles::describe() const {
+  double width = 0;
+  for (const uint8_t b : widths_) width += b;
+  return fmt::format("coded tiles {:.2f} bit on average, {:.3f} % corrections",
+                     width / static_cast<double>(widths_.size()),
+                     100.0 * static_cast<double>(corrections_.size()) / static_cast<double>(rows_ * cols_));
+}
+
+IntTile CodedTiles::tile(int64_t t, float* row_scale) const {
+  const auto& table = sixteenths();
+  const uint8_t* log = row_log_.data() + t * kTileRows;
+  for (int64_t r = 0; r < kTileRows; ++r) row_scale[r] = base_ * table[log[r]];
+  IntTile out;
+  out.chunks = padded_cols() / kChunk;
+  out.codes = codes_.get() + uint64_t{64} * code_start_[static_cast<size_t>(t)];
+  out.widths = widths_.data() + t * out.chunks;
+  out.scale = ScaleKind::row;
+  out.group_halves = 2 * out.chunks;
+  out.row_scale = row_scale;
+  return out;
+}
+
+void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t ldy) const {
+  alignas(64) float scale[kTileRows];
+  ops_.dot_int(tile(t, scale), x.ints, n, y, ldy);
+  for (int64_t k = 0; k < n; ++k) {
+    const float* row = x.x + k * x.x_stride;
+    float sum[kTileRows] = {};
+    each_correction(t, [&](int64_t place, float by) { sum[place % kTileRows] += by * row[place / kTileRows]; });
+    for (int64_t r = 0; r < kTileRows; ++r) y[k * ldy + r] += scale[r] * sum[r];
+  }
+}
+
+void CodedTiles::decode_panel(int64_t t, float* panel) const {
+  alignas(64) float scale[kTileRows];
+  ops_.decode_int(tile(t, scale), panel);
+  each_correction(t, [&](int64_t place, float by) { panel[place] += scale[place % kTileRows] * by; });
+}
+
+void CodedTiles::gather(const float* x, float* out) const {
+  const auto& table = sixteenths();
+  for (size_t p = 0; p < col_.size(); ++p) out[p] = x[col_[p]] * table[col_log_[p]];
+}
+
+void CodedTiles::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const {
+  if (row_.empty()) {
+    TileLinear::run_tiles(t0, t1, input, n, y, ldy);
+    return;
+  }
+  const int64_t p0 = t0 * kTileRows, width = std::min(rows_, t1 * kTileRows) - p0;
+  float* part = thread_scratch(4, static_cast<size_t>(n * width));
+  TileLinear::run_tiles(t0, t1, input, n, part - p0, width);
+  for (int64_t k = 0; k < n; ++k) {
+    float* out = y + k * ldy;
+    for (int64_t i = 0; i < width; ++i) out[row_at(static_cast<size_t>(p0 + i))] = part[k * width + i];
+  }
+}
+
+void CodedTiles::decode_row(int64_t r, float* out) const {
+  auto p = static_cast<size_t>(r);
+  if (!row_.empty()) {
+    const size_t first = p / kSection * kSection, last = std::min(row_.size(), first + kSection);
+    const auto* begin = row_.data() + first;
+    p = first + static_cast<size_t>(std::find(begin, row_.data() + last, static_cast<uint16_t>(p - first)) - begin);
+  }
+  float* panel = thread_scratch(1, static_cast<size_t>(padded_cols() * kTileRows));
+  decode_panel(static_cast<int64_t>(p / kTileRows), panel);
+  const auto& table = sixteenths();
+  for (size_t c = 0; c < col_.size(); ++c) out[col_[c]] = panel[c * kTileRows + p % kTileRows] * table[col_log_[c]];
+}
+
+}  // namespace pith
