@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <mutex>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "base/file.h"
@@ -115,20 +116,26 @@ std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config
 
 class Folder {
  public:
-  Folder(const std::string& root, const std::string& key) : key_(key), path_(root + "/stats-" + key) {
+  /// Waits while another run collects these statistics.
+  Folder(const std::string& root, const std::string& key, Progress& progress)
+      : key_(key), path_(root + "/stats-" + key), progress_(progress) {
     std::error_code error;
     std::filesystem::create_directories(path_, error);
     if (error) unusable(error.message());
     lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (lock_ < 0) unusable(std::strerror(errno));
-    exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
-    if (exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0) return;
+    const bool taken = wait("another run collects these statistics: waiting for it", [&] {
+      exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
+      return exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0;
+    });
+    if (taken) return;
     ::close(lock_);
-    busy();
+    stopped();
   }
-  /// Before anything is written: throws when others read or write this folder.
+  /// Before anything is written: throws when others read this folder (statistics that turned out to be damaged).
   void need_exclusive() const {
-    if (!exclusive_) busy();
+    if (!exclusive_)
+      throw Failure(user_error(path_ + ": another run is using these statistics, which are damaged; wait for its end"));
   }
   /// Nothing is written any more: others may read too.
   void share() {
@@ -150,14 +157,22 @@ class Folder {
   static void remove(const std::string& name) { ::unlink(name.c_str()); }
 
  private:
-  [[noreturn]] void busy() const {
-    throw Failure(user_error(path_ + ": another run is using these statistics; wait for it"));
+  /// False when the user stopped it.
+  bool wait(const char* why, const std::function<bool()>& ready) {
+    for (bool told = false; !ready(); told = true) {
+      if (!told) progress_.note(path_ + ": " + why);
+      if (!progress_.step({"wait", "", 0, 0})) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    }
+    return true;
   }
+  [[noreturn]] static void stopped() { throw Failure(user_error("stopped; the same command continues here")); }
   [[noreturn]] void unusable(const std::string& reason) const {
     throw Failure(
         user_error(path_ + ": cannot keep statistics here: " + reason + "; name another folder with --cache"));
   }
   std::string key_, path_;
+  Progress& progress_;
   int lock_ = -1;
   bool exclusive_ = false;
 };
@@ -264,7 +279,7 @@ class Calibration {
     r.tokens_ = tokens_.numel();
     r.fisher_tokens_ = fisher_ * (cut_.length - (options_.empirical ? 1 : 0));
     r.key_ = make_key();
-    if (!options_.cache_folder.empty()) r.folder_ = std::make_unique<Folder>(options_.cache_folder, r.key_);
+    if (!options_.cache_folder.empty()) r.folder_ = std::make_unique<Folder>(options_.cache_folder, r.key_, progress_);
     r.blocks_.resize(r.folder_ ? 0 : static_cast<size_t>(config_.layers));
     total_ = static_cast<uint64_t>(config_.layers) * (fisher_ > 0 ? 2 : 1) + 1;
     if (complete()) {

@@ -12,7 +12,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <thread>
 
 #include "base/file.h"
 #include "base/hash.h"
@@ -84,6 +86,14 @@ const MethodSpec* ec_spec(const std::vector<MethodSpec>& allow) {
   return nullptr;
 }
 
+/// Leaves one row in so many.
+void thin_rows(FitJob& job, int64_t every) {
+  if (every == 1) return;
+  const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
+  job.weight = thin(job.weight);
+  if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
+}
+
 class Compressor {
  public:
   Compressor(const CompressRequest& request, Progress& progress)
@@ -117,6 +127,7 @@ class Compressor {
 
   Preflight preflight();
   Report run(const std::function<void(const Preflight&)>& before);
+  int64_t help();
 
  private:
   // ---- what the budget means
@@ -168,8 +179,14 @@ class Compressor {
   NodePtr node_of(const Done& done, size_t target) const;
   /// Sees each fitted unit once, in no particular order, from several threads.
   using See = std::function<void(size_t target, const Node& node)>;
-  /// Fits what is not in the work folder yet, layer by layer, and leaves the units in the folder.
+  /// Fits what is not in the work folder yet, layer by layer, and leaves the units in the folder. Tells helpers.
   Done run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name, const See& see = {});
+  std::string unit_name(const Choice& choice, size_t target) const {
+    return targets_[target].name + "|" + choice[target].print();
+  }
+  /// Units that run_units is about to fit, as a unit for the helpers, and back.
+  void publish(const Choice& choice, const std::vector<size_t>& which);
+  std::vector<size_t> published(const std::string& task, Choice& choice) const;
   /// The same for every so many rows, of which only the losses are kept.
   Done try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every, const See& see);
   /// Layer after layer, the targets of one by several threads, except those that are `finished` (empty: none is).
@@ -194,6 +211,13 @@ class Compressor {
                                     std::vector<KnapsackUnit>& units);
   uint64_t overhead(const std::vector<size_t>& which) const;
   Done solve_knapsack();
+  /// Block types a target may get (nullopt: stays as it is), with their costs; of embedding and head the loss is that
+  /// of every so many rows.
+  struct TypeOptions {
+    std::vector<KnapsackUnit> costs;
+    std::vector<std::vector<std::optional<GgmlType>>> types;
+  };
+  TypeOptions measure_types(const std::vector<size_t>& which, int64_t every);
   Done solve_gguf_types();
   Done fixed_choice();
 
@@ -208,10 +232,12 @@ class Compressor {
   void write(const Model& model, const std::string& path, bool overwrite);
   void check_written(const Model& model);
   std::optional<Report> finished_before();
+  std::string plan_hash();
   Plan make_plan(const Done& done) const;
   void fill_report(Report& report, const Done& done, const Model& model);
   uint64_t expected_memory() const;
   void try_methods(Preflight& out);
+  void try_types(Preflight& out);
 
   void stage(const std::string& name) {
     const double t = now();
@@ -241,6 +267,7 @@ class Compressor {
   Choice choice_;
   Model finished_;
   std::vector<std::string> finished_units_;  ///< of which finished_ was made
+  int64_t tasks_ = 0;                        ///< published
   std::optional<double> lower_bound_;
   std::vector<CurvePoint> curve_;
 };
@@ -392,8 +419,14 @@ void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_
                             const std::function<bool(size_t)>& finished) {
   std::map<int64_t, std::vector<size_t>> by_layer;
   for (const size_t i : which) by_layer[targets_[i].layer].push_back(i);
+  // Several processes begin at different layers and go around, so they meet only where little is left.
+  std::vector<int64_t> layers;
+  for (const auto& [layer, members] : by_layer) layers.push_back(layer);
+  const auto count = static_cast<int64_t>(layers.size());
+  std::rotate(layers.begin(), layers.begin() + count * (request_.share - 1) / request_.shares, layers.end());
   uint64_t done = 0;
-  for (const auto& [layer, members] : by_layer) {
+  for (const int64_t layer : layers) {
+    const std::vector<size_t>& members = by_layer[layer];
     std::vector<size_t> unfitted;
     for (const size_t i : members)
       if (!finished || !finished(i)) unfitted.push_back(i);
@@ -426,7 +459,8 @@ void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_
 Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<size_t>& which, const char* stage_name,
                                        const See& see) {
   Done done(targets_.size());
-  for (const size_t i : which) done.unit[i] = targets_[i].name + "|" + choice[i].print();
+  for (const size_t i : which) done.unit[i] = unit_name(choice, i);
+  if (request_.shares > 1) publish(choice, which);
   const auto take = [&](size_t i, const Unit& unit) {
     done.loss[i] = unit.loss;
     if (see) see(i, *unit.node);
@@ -444,13 +478,34 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   return done;
 }
 
+/// Unit that says what helpers may fit, one line a matrix: number of the task, then "target spec".
+static constexpr const char* kTask = "task";
+
+void Compressor::publish(const Choice& choice, const std::vector<size_t>& which) {
+  std::string text = fmt::format("{}\n", ++tasks_);
+  for (const size_t i : which) text += fmt::format("{} {}\n", i, choice[i].print());
+  must(work_->commit(kTask, std::as_bytes(std::span(text))));
+}
+
+std::vector<size_t> Compressor::published(const std::string& task, Choice& choice) const {
+  std::vector<size_t> which;
+  choice.assign(targets_.size(), Recipe{});
+  for (size_t at = task.find('\n') + 1; at < task.size();) {
+    const size_t end = std::min(task.find('\n', at), task.size()), space = task.find(' ', at);
+    const size_t i = std::stoul(task.substr(at, space - at));
+    if (i >= targets_.size()) throw Failure(bug_error("a task names a matrix that this model does not have"));
+    choice[i] = recipe(split_spec(task.substr(space + 1, end - space - 1)));
+    which.push_back(i);
+    at = end + 1;
+  }
+  return which;
+}
+
 Compressor::Done Compressor::try_units(const Choice& choice, const std::vector<size_t>& which, int64_t every,
                                        const See& see) {
   Done done(targets_.size());
-  const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
   each_layer(which, "pilot", [&](size_t i, FitJob job) {
-    job.weight = thin(job.weight);
-    if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
+    thin_rows(job, every);
     const Unit unit = fit_unit(std::move(job), choice[i]);
     done.loss[i] = unit.loss;
     see(i, *unit.node);
@@ -771,25 +826,35 @@ static constexpr GgmlType kGgufTypes[] = {GgmlType::q2_k, GgmlType::q3_k, GgmlTy
                                           GgmlType::q4_k, GgmlType::q4_1, GgmlType::q5_0,   GgmlType::q5_k,
                                           GgmlType::q5_1, GgmlType::q6_k, GgmlType::q8_0};
 
-Compressor::Done Compressor::solve_gguf_types() {
-  const std::vector<size_t> which = all_targets();
-  // Loss of a type on a tensor: plain rounding, its errors weighted with 1 / U_jj^2 as the walk will feel them (the
-  // walk's own loss is a fixed share of that, the same for all types).
-  std::vector<KnapsackUnit> costs(targets_.size());
-  std::vector<std::vector<std::optional<GgmlType>>> types(targets_.size());  // nullopt: stays as it is
-  each_layer(which, "measure types", [&](size_t i, const FitJob& job) {
+// Loss of a type on a tensor: plain rounding, its errors weighted with 1 / U_jj^2 as the walk will feel them (the
+// walk's own loss is a fixed share of that, the same for all types).
+Compressor::TypeOptions Compressor::measure_types(const std::vector<size_t>& which, int64_t every) {
+  TypeOptions options{std::vector<KnapsackUnit>(targets_.size()),
+                      std::vector<std::vector<std::optional<GgmlType>>>(targets_.size())};
+  each_layer(which, "measure types", [&](size_t i, FitJob job) {
+    const int64_t step = targets_[i].layer < 0 ? every : 1;
+    thin_rows(job, step);
     const std::vector<float> importance = walk_importance(job);
     if (const NodePtr& now = model_.find(job.name)->node; now->kind() == "blocks") {
-      types[i].push_back(std::nullopt);
-      costs[i].push_back({now->bits().total() / 8, 0});
+      options.types[i].push_back(std::nullopt);
+      options.costs[i].push_back({now->bits().total() / 8, 0});
     }
     for (const GgmlType type : kGgufTypes) {
-      const auto row = ggml_row_bytes(type, job.weight.size(1));
+      const auto row = ggml_row_bytes(type, targets_[i].cols);
       if (!row) continue;
-      types[i].push_back(type);
-      costs[i].push_back({*row * static_cast<uint64_t>(job.weight.size(0)), gguf_rounding_loss(job, importance, type)});
+      options.types[i].push_back(type);
+      options.costs[i].push_back({*row * static_cast<uint64_t>(targets_[i].rows),
+                                  gguf_rounding_loss(job, importance, type) * static_cast<double>(step)});
     }
   });
+  return options;
+}
+
+Compressor::Done Compressor::solve_gguf_types() {
+  const std::vector<size_t> which = all_targets();
+  const TypeOptions measured = measure_types(which, 1);
+  const auto& costs = measured.costs;
+  const auto& types = measured.types;
   std::vector<KnapsackUnit> units;
   for (const size_t i : which) units.push_back(costs[i]);
   curve_ = must(budget_curve(units, 40));
@@ -988,7 +1053,7 @@ Preflight Compressor::preflight() {
     out.predicted_loss = loss;
     out.seconds += 3 * pass_seconds;
   } else if (gguf_ && request_.allow.empty() && !plan_) {
-    out.method = "gguf";
+    try_types(out);
   } else {
     try_methods(out);
   }
@@ -999,6 +1064,48 @@ Preflight Compressor::preflight() {
   std::error_code ignored;
   std::filesystem::remove_all(folder, ignored);
   return out;
+}
+
+/// Pre-flight of block types chosen for a budget: the choice for a sample of the blocks and of the rows of embedding
+/// and head, and the walk on these blocks.
+void Compressor::try_types(Preflight& out) {
+  std::vector<size_t> sample = sample_targets(), blocks;
+  for (const size_t i : all_targets()) (targets_[i].layer < 0 ? sample : blocks).push_back(i);
+  const double scale = weights_of_targets(blocks) / std::max(1.0, weights_of_targets(sample_targets()));
+  const TypeOptions measured = measure_types(sample, kPilotRows);
+  // A sampled block stands for several: its costs count as often.
+  std::vector<KnapsackUnit> units;
+  for (const size_t i : sample) {
+    units.push_back(measured.costs[i]);
+    if (targets_[i].layer < 0) continue;
+    for (KnapsackItem& option : units.back()) {
+      option.bytes = static_cast<uint64_t>(static_cast<double>(option.bytes) * scale);
+      option.loss *= scale;
+    }
+  }
+  const uint64_t rest = overhead(all_targets());
+  const KnapsackRange range = must(knapsack_range(units));
+  const KnapsackAnswer answer =
+      out.target_bytes > 0 ? must(best_for_bytes(units, std::max(range.smallest_bytes,
+                                                                 out.target_bytes - std::min(rest, out.target_bytes))))
+                           : must(best_for_loss(units, std::log1p(request_.budget.value) * 2));
+  Choice choice(targets_.size(), recipe({"gguf", ""}));
+  std::vector<size_t> walked;
+  double end_loss = 0;
+  for (size_t k = 0; k < sample.size(); ++k) {
+    const size_t i = sample[k];
+    const auto option = static_cast<size_t>(answer.choice[k]);
+    if (targets_[i].layer < 0) end_loss += measured.costs[i][option].loss;
+    if (targets_[i].layer < 0 || !measured.types[i][option]) continue;
+    must(choice[i].options.set("type", ggml_traits(*measured.types[i][option]).name));
+    walked.push_back(i);
+  }
+  out.method = "gguf";
+  out.expected_bytes = rest + answer.bytes;
+  const double begin = now();
+  const Done done = try_units(choice, walked, 1, [](size_t, const Node&) {});
+  out.seconds += (now() - begin) * scale;
+  out.predicted_loss = done.total_loss() * scale + end_loss;
 }
 
 /// Pre-flight of methods with fixed options: each on a sample of the blocks.
@@ -1081,21 +1188,25 @@ std::optional<Report> Compressor::finished_before() {
   return report;
 }
 
-Report Compressor::run(const std::function<void(const Preflight&)>& before) {
+/// What makes units of two runs interchangeable. Sets input_hash_ as well.
+std::string Compressor::plan_hash() {
   if (input_hash_.empty()) input_hash_ = model_.content_hash();
   std::string settings;
   for (const MethodSpec& spec : request_.allow) settings += spec.print() + ";";
-  const std::string plan_hash =
-      Hasher()
-          .add(request_.budget.describe())
-          .add(settings)
-          .add(request_.ends.print())
-          .add(plan_ ? plan_->hash() : "")
-          .add(base_ ? base_->content_hash() : "")
-          .add(calibration_source(request_.calibration))
-          .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
-                           request_.sequence_length, request_.seed, request_.embeddings, gguf_))
-          .hex();
+  return Hasher()
+      .add(request_.budget.describe())
+      .add(settings)
+      .add(request_.ends.print())
+      .add(plan_ ? plan_->hash() : "")
+      .add(base_ ? base_->content_hash() : "")
+      .add(calibration_source(request_.calibration))
+      .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
+                       request_.sequence_length, request_.seed, request_.embeddings, gguf_))
+      .hex();
+}
+
+Report Compressor::run(const std::function<void(const Preflight&)>& before) {
+  const std::string plan_hash = this->plan_hash();
   const bool again = may_be_done(request_);
   work_ = std::make_unique<WorkFolder>(
       must(WorkFolder::open(work_folder(request_), plan_hash, input_hash_, request_.restart)));
@@ -1157,6 +1268,50 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
   return out;
 }
 
+int64_t Compressor::help() {
+  const std::string folder = work_folder(request_), plan = plan_hash();
+  const auto pause = [&](const char* what) {
+    if (!progress_.step({what, "", 0, 0})) throw Failure(user_error("stopped"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  };
+  for (bool told = false; !work_; told = true) {
+    if (auto joined = must(WorkFolder::join(folder, plan, input_hash_))) {
+      work_ = std::make_unique<WorkFolder>(std::move(*joined));
+      break;
+    }
+    if (!told) progress_.note("waits for the run of share 1 to begin in " + folder);
+    pause("wait");
+  }
+  int64_t fitted = 0;
+  for (std::string last; work_->owner_at_work();) {
+    std::string task;
+    if (work_->has(kTask)) {
+      // The owner may replace or remove it at any time.
+      if (const auto bytes = work_->read(kTask); bytes.ok())
+        task.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
+    }
+    if (task.empty() || task == last) {
+      pause("wait");
+      continue;
+    }
+    last = task;
+    if (!statistics_) calibrate_model(request_.calibration_sequences, request_.fisher_sequences);
+    Choice choice;
+    const std::vector<size_t> which = published(task, choice);
+    std::mutex mutex;
+    const auto fit = [&](size_t i, FitJob job) {
+      const Unit unit = fit_unit(std::move(job), choice[i]);
+      const Status status = work_->commit(unit_name(choice, i), pack_unit(unit));
+      if (!status.ok() && work_->owner_at_work()) must(status);  // else the owner is through and has tidied up
+      const std::lock_guard lock(mutex);
+      ++fitted;
+    };
+    each_layer(which, "help", fit,
+               [&](size_t i) { return !work_->owner_at_work() || work_->has(unit_name(choice, i)); });
+  }
+  return fitted;
+}
+
 }  // namespace
 
 Preflight preflight(const CompressRequest& request, Progress& progress) {
@@ -1167,6 +1322,10 @@ Report compress(const CompressRequest& request, Progress& progress,
                 const std::function<void(const Preflight&)>& before) {
   check_places(request);
   return Compressor(request, progress).run(before);
+}
+
+int64_t help_compress(const CompressRequest& request, Progress& progress) {
+  return Compressor(request, progress).help();
 }
 
 }  // namespace pith

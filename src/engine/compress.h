@@ -28,6 +28,7 @@ struct CompressRequest {
   uint64_t seed = 0;
   unsigned threads = 0;
   std::string work_folder;              ///< empty: OUTPUT + ".work"
+  int64_t share = 1, shares = 1;        ///< of the units; share 1 decides and writes, the others only fit for it
   std::string cache_folder;             ///< statistics by content hash; empty: ~/.cache/pith
   std::vector<std::string> eval_texts;  ///< held-out texts for the report; empty: the built-in ones
   int64_t eval_chunks = 16;             ///< chunks of 512 tokens a text; 0: do not measure
@@ -51,5 +52,10 @@ struct Preflight {
 Preflight preflight(const CompressRequest& request, Progress& progress = quiet_progress());
 Report compress(const CompressRequest& request, Progress& progress = quiet_progress(),
                 const std::function<void(const Preflight&)>& before = {});
+
+/// Fits units for the run of share 1, in its work folder, until that run ends; waits for it to begin. Needs the same
+/// request (but for `share`) and the same cache folder. Returns how many units it fitted. The result of share 1 has
+/// the same bytes with any number of helpers, also when some of them die. Throws Failure.
+int64_t help_compress(const CompressRequest& request, Progress& progress = quiet_progress());
 
 }  // namespace pith

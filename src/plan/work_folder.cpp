@@ -102,9 +102,11 @@ std::vector<std::string> list_folder(const std::string& path) {
 struct WorkFolder::State {
   std::string path;
   int lock = -1;
+  bool joined = false;  // without the lock
   std::vector<std::string> dropped;
   mutable std::mutex mutex;
   std::map<std::string, std::string, std::less<>> files;  // unit -> file name
+  std::string temporary_prefix;                           // of this process, where several write
   std::atomic<uint64_t> next_temporary{0};
   bool removed = false;
 
@@ -112,6 +114,8 @@ struct WorkFolder::State {
     if (lock >= 0) ::close(lock);  // gives the flock back
   }
   std::string at(std::string_view name) const { return path + "/" + std::string(name); }
+  /// File of a finished unit, or null; looks on disk for what others have finished.
+  const std::string* find(std::string_view unit);
 };
 
 /// File names follow from unit names, so a unit committed again replaces itself.
@@ -123,6 +127,38 @@ static std::string unit_file(std::string_view unit) {
     readable += plain ? c : '_';
   }
   return readable + "-" + Hasher().add(unit).hex().substr(0, 16) + std::string(kEnding);
+}
+
+const std::string* WorkFolder::State::find(std::string_view unit) {
+  const std::lock_guard guard(mutex);
+  auto known = files.find(unit);
+  if (known == files.end()) {
+    const std::string file = unit_file(unit);
+    if (!file_exists(at(file)) || !read_unit(at(file)).ok()) return nullptr;
+    known = files.emplace(unit, file).first;
+  }
+  return &known->second;
+}
+
+/// That the note of a folder names this plan and this input.
+static Status check_note(const std::string& folder, const std::string& note, const std::string& plan_hash,
+                         const std::string& input_hash) {
+  PITH_ASSIGN(const std::string text, read_text(note, 1 << 20));
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  const auto field = [&json](const char* key) {
+    const auto it = json.find(key);
+    return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
+  };
+  const std::string advice =
+      "; finish it with the same command, pass --restart to throw its work away, or choose another output name";
+  if (!json.is_object() || field("input").empty())
+    return data_error(note + ": is damaged; pass --restart to begin anew");
+  if (field("input") != input_hash)
+    return user_error(folder + ": holds unfinished work on another input (the model file has changed)" + advice);
+  if (field("plan") != plan_hash)
+    return user_error(folder + ": holds unfinished work of another plan (other options, budget or version of Pith)" +
+                      advice);
+  return {};
 }
 
 /// The flock. The file may have been deleted between open and flock by a run that just ended: then try again.
@@ -163,23 +199,7 @@ Result<WorkFolder> WorkFolder::open(const std::string& folder, const std::string
   const std::vector<std::string> names = list_folder(folder);
   const bool units = std::any_of(names.begin(), names.end(), [](const auto& name) { return ends_with(name, kEnding); });
   const bool fresh = restart || !units || !file_exists(note);
-  if (!fresh) {
-    PITH_ASSIGN(const std::string text, read_text(note, 1 << 20));
-    const auto json = nlohmann::json::parse(text, nullptr, false);
-    const auto field = [&json](const char* key) {
-      const auto it = json.find(key);
-      return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
-    };
-    const std::string advice =
-        "; finish it with the same command, pass --restart to throw its work away, or choose another output name";
-    if (!json.is_object() || field("input").empty())
-      return data_error(note + ": is damaged; pass --restart to begin anew");
-    if (field("input") != input_hash)
-      return user_error(folder + ": holds unfinished work on another input (the model file has changed)" + advice);
-    if (field("plan") != plan_hash)
-      return user_error(folder + ": holds unfinished work of another plan (other options, budget or version of Pith)" +
-                        advice);
-  }
+  if (!fresh) PITH_TRY(check_note(folder, note, plan_hash, input_hash));
   for (const std::string& name : names) {
     const std::string path = state->at(name);
     if (is_leftover(name) || (fresh && ends_with(name, kEnding))) {
@@ -204,10 +224,36 @@ Result<WorkFolder> WorkFolder::open(const std::string& folder, const std::string
   return WorkFolder(std::move(state));
 }
 
+/// Whether another process holds the flock of this folder.
+static bool locked(const std::string& folder) {
+  const int fd = ::open((folder + "/lock").c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool held = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(fd);
+  return held;
+}
+
+Result<std::optional<WorkFolder>> WorkFolder::join(const std::string& folder, const std::string& plan_hash,
+                                                   const std::string& input_hash) {
+  auto state = std::make_unique<State>();
+  state->path = folder;
+  state->joined = true;
+  char host[64] = {};
+  (void)::gethostname(host, sizeof host - 1);
+  state->temporary_prefix = std::string(host) + "-" + std::to_string(::getpid()) + "-";
+  const std::string note = state->at(kNote);
+  if (!locked(folder) || !file_exists(note)) return std::optional<WorkFolder>();
+  PITH_TRY(check_note(folder, note, plan_hash, input_hash));
+  return std::optional<WorkFolder>(WorkFolder(std::move(state)));
+}
+
+bool WorkFolder::owner_at_work() const { return state_->joined && locked(state_->path); }
+
 WorkFolder::WorkFolder(std::unique_ptr<State> state) : state_(std::move(state)) {}
 WorkFolder::WorkFolder(WorkFolder&&) noexcept = default;
 WorkFolder::~WorkFolder() {
-  if (state_ != nullptr && !state_->removed && state_->files.empty()) (void)remove();  // it holds nothing
+  const bool owner = state_ != nullptr && !state_->joined && !state_->removed;
+  if (owner && state_->files.empty()) (void)remove();  // it holds nothing
 }
 
 const std::string& WorkFolder::path() const { return state_->path; }
@@ -220,15 +266,13 @@ std::vector<std::string> WorkFolder::done() const {
   return names;
 }
 
-bool WorkFolder::has(std::string_view unit) const {
-  const std::lock_guard lock(state_->mutex);
-  return state_->files.find(unit) != state_->files.end();
-}
+bool WorkFolder::has(std::string_view unit) const { return state_->find(unit) != nullptr; }
 
 Status WorkFolder::commit(std::string_view unit, std::span<const std::byte> data) {
   State& s = *state_;
   const std::string file = unit_file(unit);
-  const std::string temporary = s.at(std::to_string(s.next_temporary.fetch_add(1)) + std::string(kTemporary));
+  const std::string temporary =
+      s.at(s.temporary_prefix + std::to_string(s.next_temporary.fetch_add(1)) + std::string(kTemporary));
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return io_error(s.path, "cannot write into the work folder");
   UnitHeader h{{}, unit.size(), data.size(), unit_check(unit, data)};
@@ -251,15 +295,9 @@ Status WorkFolder::commit(std::string_view unit, std::span<const std::byte> data
 }
 
 Result<Bytes> WorkFolder::read(std::string_view unit) const {
-  std::string file;
-  {
-    const std::lock_guard lock(state_->mutex);
-    const auto it = state_->files.find(unit);
-    if (it == state_->files.end())
-      return bug_error(state_->path + ": unit '" + std::string(unit) + "' is not finished");
-    file = it->second;
-  }
-  PITH_ASSIGN(auto loaded, read_unit(state_->at(file)));
+  const std::string* file = state_->find(unit);
+  if (file == nullptr) return bug_error(state_->path + ": unit '" + std::string(unit) + "' is not finished");
+  PITH_ASSIGN(auto loaded, read_unit(state_->at(*file)));
   return loaded.data;
 }
 

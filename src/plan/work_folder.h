@@ -2,7 +2,7 @@
 // same command goes on with what is there and ends with the same bytes.
 //
 //   OUT.work/work.json     hashes of plan and input
-//   OUT.work/lock          flock: one run at a time
+//   OUT.work/lock          flock of the run that owns the folder; others may join it and finish units for it
 //   OUT.work/N.unit        one finished unit: header with name and checksum, then its bytes
 #pragma once
 
@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,18 +27,26 @@ class WorkFolder {
   /// A folder in which no unit was finished is removed when it is closed.
   static Result<WorkFolder> open(const std::string& folder, const std::string& plan_hash, const std::string& input_hash,
                                  bool restart);
+  /// The folder of a run that is working there now, without its lock, to finish units for it; nullopt when no run is.
+  /// A run with another plan or input is an error.
+  static Result<std::optional<WorkFolder>> join(const std::string& folder, const std::string& plan_hash,
+                                                const std::string& input_hash);
+  /// Whether the run that owns the folder is still at work. False in the owner itself.
+  bool owner_at_work() const;
   WorkFolder(WorkFolder&&) noexcept;
   WorkFolder& operator=(WorkFolder&&) = delete;
   ~WorkFolder();
 
   const std::string& path() const;
-  /// Names of finished units, sorted.
+  /// Names of finished units, sorted: those of this process and those that were there when the folder was opened.
   std::vector<std::string> done() const;
+  /// Also sees what others have committed since.
   bool has(std::string_view unit) const;
   /// Names of unit files that were damaged when the folder was opened.
   const std::vector<std::string>& dropped() const;
 
-  /// Makes a unit durable. May be called from several threads. A unit committed twice keeps the later bytes.
+  /// Makes a unit durable. May be called from several threads and processes. A unit committed twice keeps the later
+  /// bytes.
   Status commit(std::string_view unit, std::span<const std::byte> data);
   /// The bytes of a finished unit (a mapping), checksum verified again.
   Result<Bytes> read(std::string_view unit) const;

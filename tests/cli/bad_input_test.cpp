@@ -217,6 +217,11 @@ TEST_F(BadInputTest, TwoRunsOnOneWorkFolder) {
   ::close(lock);
 }
 
+TEST_F(BadInputTest, SharesThatDoNotExist) {
+  for (const char* units : {"3/2", "0/2", "1", "1/2/3", "a/b", "-1/2"})
+    fails({"compress", good, "--bits", "4", "-o", out, "--units", units}, 2, "is not I/N");
+}
+
 TEST_F(BadInputTest, FullDisks) {
   const std::string disk = root / "disk";
   fs::create_directory(disk);

@@ -1,11 +1,19 @@
-// The main job's ways to a .gguf: budgets, tensors that stay as they are, another method for embedding and head.
+// The main job's ways to a .gguf: budgets, tensors that stay as they are, another method for embedding and head. And
+// runs that share their units.
 #include "engine/compress.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
 #include <filesystem>
+#include <mutex>
+#include <thread>
 
+#include "base/file.h"
 #include "formats/ggml_blocks.h"
 #include "represent/blocks.h"
 #include "runtime/model_file.h"
@@ -14,7 +22,7 @@
 namespace pith {
 namespace {
 
-class CompressToGguf : public ::testing::Test {
+class CompressTest : public ::testing::Test {
  protected:
   void SetUp() override {
     folder_ = std::filesystem::temp_directory_path() / ("pith-compress-test-" + std::to_string(::getpid()));
@@ -42,7 +50,7 @@ class CompressToGguf : public ::testing::Test {
   std::filesystem::path folder_;
 };
 
-TEST_F(CompressToGguf, EmbeddingMayGetAnotherType) {
+TEST_F(CompressTest, EmbeddingOfAGgufMayGetAnotherType) {
   CompressRequest r = request(lm_s_, "mixed.gguf");
   r.allow = {{"gguf", "type=Q4_0"}};
   r.ends = {"gguf", "type=Q8_0"};
@@ -53,7 +61,7 @@ TEST_F(CompressToGguf, EmbeddingMayGetAnotherType) {
   EXPECT_EQ(type_of(model, "model.layers.4.mlp.down_proj.weight"), GgmlType::q4_0);
 }
 
-TEST_F(CompressToGguf, TensorsStayAsTheyAreWhereTheBudgetAllows) {
+TEST_F(CompressTest, GgufTensorsStayAsTheyAreWhereTheBudgetAllows) {
   CompressRequest first = request(lm_s_, "first.gguf");
   first.allow = {{"gguf", "type=Q5_1"}};
   first.ends = {"gguf", "type=Q8_0"};
@@ -79,6 +87,81 @@ TEST_F(CompressToGguf, TensorsStayAsTheyAreWhereTheBudgetAllows) {
   }
   EXPECT_GT(kept, 0);
   EXPECT_GT(changed, 0);
+}
+
+TEST_F(CompressTest, PreflightOfAGgufBudgetForetellsSizeAndLoss) {
+  CompressRequest r = request(lm_s_, "never.gguf");
+  double last = 1e300;
+  for (const double bits : {3.5, 6.0}) {
+    r.budget = {Budget::Kind::bits, bits};
+    const Preflight p = preflight(r);
+    ASSERT_TRUE(p.predicted_loss.has_value());
+    EXPECT_GT(*p.predicted_loss, 0);
+    EXPECT_LT(*p.predicted_loss, last);
+    last = *p.predicted_loss;
+    EXPECT_GT(p.seconds, 0);
+    EXPECT_LE(p.expected_bytes, p.target_bytes);
+    EXPECT_GT(static_cast<double>(p.expected_bytes), 0.8 * static_cast<double>(p.target_bytes));
+  }
+  EXPECT_FALSE(std::filesystem::exists(r.output));
+}
+
+// The first unit of the one waits for the first of the other, so that both have something to do.
+struct Pace {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool helped = false;
+};
+
+struct FirstShare : Progress {
+  explicit FirstShare(Pace& p) : pace(p) {}
+  bool step(const ProgressEvent& event) override {
+    std::unique_lock lock(pace.mutex);
+    return event.stage != "quantize" ||
+           pace.changed.wait_for(lock, std::chrono::seconds(120), [&] { return pace.helped; });
+  }
+  Pace& pace;
+};
+
+struct OtherShare : Progress {
+  explicit OtherShare(Pace& p) : pace(p) {}
+  bool step(const ProgressEvent& event) override {
+    const std::lock_guard lock(pace.mutex);
+    if (event.stage == "help") pace.helped = true;
+    pace.changed.notify_all();
+    return true;
+  }
+  Pace& pace;
+};
+
+TEST_F(CompressTest, HelpersFitUnitsAndChangeNothing) {
+  CompressRequest alone = request(lm_s_, "alone.pith");
+  alone.budget = {Budget::Kind::bits, 3.0};
+  compress(alone);
+
+  CompressRequest first = alone, second = alone;
+  first.output = second.output = path("shared.pith");
+  first.shares = second.shares = 2;
+  second.share = 2;
+  Pace pace;
+  int64_t fitted = 0;
+  std::exception_ptr error;
+  std::thread helper([&] {
+    OtherShare progress(pace);
+    try {
+      fitted = help_compress(second, progress);
+    } catch (...) {
+      error = std::current_exception();
+    }
+  });
+  FirstShare progress(pace);
+  compress(first, progress);
+  helper.join();
+  if (error) std::rethrow_exception(error);
+  EXPECT_GT(fitted, 0);
+  const auto a = must(MappedFile::open(alone.output)), b = must(MappedFile::open(first.output));
+  EXPECT_TRUE(std::ranges::equal(a->bytes(), b->bytes()));
+  EXPECT_FALSE(std::filesystem::exists(first.output + ".work"));
 }
 
 }  // namespace

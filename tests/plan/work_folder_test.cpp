@@ -63,6 +63,33 @@ TEST_F(WorkFolderTest, UnitsSurvive) {
   EXPECT_FALSE(fs::exists(folder()));
 }
 
+TEST_F(WorkFolderTest, OthersMayJoinARunThatIsAtWork) {
+  EXPECT_FALSE(WorkFolder::join(folder(), "p", "i")->has_value());  // there is no folder
+  std::optional<WorkFolder> joined;
+  {
+    auto owner = WorkFolder::open(folder(), "p", "i", false);
+    ASSERT_TRUE(owner.ok());
+    ASSERT_TRUE(owner->commit("a", bytes_of("1")).ok());
+    EXPECT_FALSE(WorkFolder::join(folder(), "p2", "i").ok());
+    auto found = WorkFolder::join(folder(), "p", "i");
+    ASSERT_TRUE(found.ok() && found->has_value());
+    joined.emplace(std::move(**found));
+    EXPECT_TRUE(joined->owner_at_work());
+    EXPECT_FALSE(owner->owner_at_work());
+    EXPECT_EQ(text_of(*joined->read("a")), "1");
+    EXPECT_FALSE(owner->has("b"));
+    ASSERT_TRUE(joined->commit("b", bytes_of("2")).ok());
+    EXPECT_TRUE(owner->has("b"));
+    EXPECT_EQ(text_of(*owner->read("b")), "2");
+    ASSERT_TRUE(owner->commit("a", bytes_of("later")).ok());
+    EXPECT_EQ(text_of(*joined->read("a")), "later");
+  }
+  EXPECT_FALSE(joined->owner_at_work());
+  joined.reset();
+  EXPECT_FALSE(WorkFolder::join(folder(), "p", "i")->has_value());     // nobody works there
+  EXPECT_TRUE(WorkFolder::open(folder(), "p", "i", false)->has("b"));  // and leaving has removed nothing
+}
+
 TEST_F(WorkFolderTest, ChangesAreNoticed) {
   { ASSERT_TRUE(WorkFolder::open(folder(), "p", "i", false)->commit("a", bytes_of("1")).ok()); }
   const auto plan = WorkFolder::open(folder(), "p2", "i", false);

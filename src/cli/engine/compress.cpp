@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cinttypes>
+#include <cstdio>
 #include <ctime>
 
 #include "base/file.h"
@@ -54,6 +56,10 @@ void CompressOptions::add_to(CLI::App& app, const Method* method) {
   app.add_option("--report", request.report, "Also write the report as HTML here (and as JSON beside it)")
       ->type_name("FILE");
   app.add_option("--work", request.work_folder, "Folder of finished units; default OUTPUT.work")->type_name("FOLDER");
+  app.add_option("--units", units,
+                 "Share I of N processes or machines that work in one --work folder (and --cache): 1/N decides and "
+                 "writes, the others fit units for it")
+      ->type_name("I/N");
   app.add_option("--cache", request.cache_folder,
                  "Folder that keeps calibration statistics between runs [~/.cache/pith]")
       ->type_name("FOLDER");
@@ -91,6 +97,12 @@ void CompressOptions::finish(const std::string& command, const Arguments& argume
     const size_t comma = std::min(eval.find(',', at), eval.size());
     request.eval_texts.push_back(eval.substr(at, comma - at));
     at = comma + 1;
+  }
+  if (!units.empty()) {
+    char end = 0;
+    if (std::sscanf(units.c_str(), "%" SCNd64 "/%" SCNd64 "%c", &request.share, &request.shares, &end) != 2 ||
+        request.share < 1 || request.share > request.shares || request.shares > 100000)
+      throw Failure(user_error("--units: '" + units + "' is not I/N with I from 1 to N, such as 2/4"));
   }
   request.threads = common.threads;
   request.command = "pith " + command;
@@ -144,6 +156,12 @@ int run_compression(CompressOptions& options) {
   };
   if (options.dry_run) {
     tell(preflight(request, terminal));
+    return 0;
+  }
+  if (request.share > 1) {
+    const int64_t fitted = help_compress(request, terminal);
+    terminal.clear();
+    must(print_out(fmt::format("fitted {} units for {}\n", fitted, request.output)));
     return 0;
   }
   request.version = pith_version();
