@@ -315,9 +315,9 @@ Result<NodePtr> Codebook::make(int64_t cols, int64_t books_count, int64_t entrie
                                FloatArray books, FloatArray basis) {
   if (codes == nullptr) return bug_error("codebook: no codes");
   PITH_TRY(check_shape(codes->rows(), cols, "codebook"));
-  if (books_count < 1 || books_count > 64 || entries < 1 || entries > 32768 || length < 1 || length > cols)
+  if (books_count < 1 || books_count > 64 || entries < 1 || entries > 65536 || length < 1 || length > cols)
     return data_error(
-        fmt::format("codebook: {} books of {} entries of {} values; expected 1 to 64 books, 1 to 32768 "
+        fmt::format("codebook: {} books of {} entries of {} values; expected 1 to 64 books, 1 to 65536 "
                     "entries, 1 to {} values",
                     books_count, entries, length, cols));
   const auto groups = static_cast<int64_t>(ceil_div(static_cast<uint64_t>(cols), static_cast<uint64_t>(length)));
@@ -341,7 +341,7 @@ Result<NodePtr> Codebook::make(int64_t cols, int64_t books_count, int64_t entrie
     return data_error(fmt::format("codebook: a table of {} entries of {} values is too large", all, length));
   if (books.first_non_finite() >= 0 || basis.first_non_finite() >= 0)
     return data_error("codebook: a value of the books or the basis is not finite");
-  PITH_TRY(check_codes(*codes, 0, static_cast<int>(entries) - 1, "codebook"));
+  PITH_TRY(check_codes(*codes, first_code(entries), first_code(entries) + static_cast<int>(entries) - 1, "codebook"));
   const int64_t rows = codes->rows();
   return NodePtr(
       new Codebook(rows, cols, books_count, entries, length, std::move(codes), std::move(books), std::move(basis)));
@@ -350,7 +350,7 @@ Result<NodePtr> Codebook::make(int64_t cols, int64_t books_count, int64_t entrie
 Result<NodePtr> Codebook::parse(const json& j, const ParseContext& context, uint32_t /*depth*/) {
   PITH_ASSIGN(const Shape2 shape, json_shape(j, context.limits));
   PITH_ASSIGN(const int64_t books_count, json_int(j, "books_count", 1, 64));
-  PITH_ASSIGN(const int64_t entries, json_int(j, "entries", 1, 32768));
+  PITH_ASSIGN(const int64_t entries, json_int(j, "entries", 1, 65536));
   PITH_ASSIGN(const int64_t length, json_int(j, "length", 1, shape.cols));
   const auto groups = static_cast<int64_t>(ceil_div(static_cast<uint64_t>(shape.cols), static_cast<uint64_t>(length)));
   PITH_ASSIGN(const json* codes_json, json_object(j, "codes"));
@@ -374,7 +374,8 @@ void Codebook::decode_rows(int64_t r0, int64_t r1, float* out) const {
       float* to = out + g * length_;
       const int64_t n = std::min(length_, cols_ - g * length_);
       for (int64_t m = 0; m < books_count_; ++m) {
-        const int64_t code = std::clamp<int64_t>(codes[static_cast<size_t>(g * books_count_ + m)], 0, entries_ - 1);
+        const int64_t code =
+            std::clamp<int64_t>(codes[static_cast<size_t>(g * books_count_ + m)] - first_code(), 0, entries_ - 1);
         const float* entry = table_.data() + (m * entries_ + code) * length_;
         if (m == 0)
           std::copy_n(entry, n, to);

@@ -160,6 +160,20 @@ TEST(Nodes, SpqrTreeCountsWhatThePaperCounts) {
   EXPECT_EQ(grid->bits().total(), static_cast<uint64_t>(n * n * 3 + 2 * n * 16 + 2 * 2 * 16 * (n / 16) * (n / 16)));
 }
 
+// A code of 16 bits is a signed number: entry 0 of a full book is code -32768.
+TEST(Codebook, SixtyFiveThousandEntriesAreCountedFromTheLowestCode) {
+  std::vector<float> book(65536);
+  for (size_t e = 0; e < book.size(); ++e) book[e] = static_cast<float>(e);
+  const auto made = Codebook::make(3, 1, 65536, 1, codes(1, 3, 16, -32768, {-32768, 0, 32767}),
+                                   FloatArray::from(DType::f32, book, "book").value());
+  ASSERT_TRUE(made.ok()) << made.error().message;
+  EXPECT_EQ(decode_all(**made), (std::vector<float>{0, 32768, 65535}));
+  book.pop_back();
+  EXPECT_FALSE(Codebook::make(3, 1, 65535, 1, codes(1, 3, 16, -32768, {-32768, 0, 32767}),
+                              FloatArray::from(DType::f32, book, "book").value())
+                   .ok());
+}
+
 TEST(LowRank, MeanIsKeptButNotDecoded) {
   const auto u = Dense::from(DType::f32, 2, 1, std::vector<float>{1, 2}).value();
   const auto v = Dense::from(DType::f32, 1, 2, std::vector<float>{3, 4}).value();
