@@ -146,7 +146,8 @@ bool Terminal::step(const ProgressEvent& event) {
     std::fflush(s.device.out);
   } else if (s.style == ProgressStyle::automatic) {
     const double share = event.total > 0 ? static_cast<double>(event.done) / static_cast<double>(event.total) : 0;
-    std::string numbers = fmt::format("{}/{}", event.done, event.total);
+    // Nobody knows how long a wait takes.
+    std::string numbers = event.total > 0 ? fmt::format("{}/{}", event.done, event.total) : "...";
     if (rate > 0) numbers += "  " + print_rate(rate);
     numbers += last ? "  in " + print_duration(seconds) : rate > 0 ? "  " + print_duration(left) + " left" : "";
     const bool stays = last && seconds >= 1;  // a stage that took no time is not worth a line

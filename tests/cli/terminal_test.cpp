@@ -53,6 +53,15 @@ TEST(Terminal, LinesEveryTenSecondsWithoutATerminal) {
             "quantize: 60/60  2.0/s  in 30 s\n");
 }
 
+TEST(Terminal, AWaitHasNoEndInSight) {
+  Screen s(ProgressStyle::automatic, false);
+  for (int i = 0; i < 25; ++i) {
+    s.now += 0.5;
+    EXPECT_TRUE(s.terminal->step({"wait", "", 0, 0}));
+  }
+  EXPECT_EQ(s.text(), "wait: ...\n");
+}
+
 TEST(Terminal, ResumedUnitsDoNotCountAsSpeed) {
   Screen s(ProgressStyle::json, false);
   s.now += 2;
