@@ -53,8 +53,9 @@ double read_bandwidth(ThreadPool& pool) {
   const std::vector<float> memory(kTotalBytes / 4, 1.0f);
   std::vector<float> sums(pool.size());
   const double t = best_time(7, [&] {
-    pool.run([&](unsigned part, unsigned parts) {
-      const size_t n = memory.size() / parts / 2;
+    pool.parallel_for(pool.size(), [&](int64_t i) {
+      const auto part = static_cast<size_t>(i);
+      const size_t n = memory.size() / pool.size() / 2;
       const float* p = memory.data() + part * 2 * n;
       sums[part] = o.dot(p, p + n, static_cast<int64_t>(n));
     });

@@ -20,8 +20,9 @@ class ThreadPool {
   /// Calls body(i) for every i in [0, n), items handed out dynamically. Returns when all are done. Not re-entrant.
   void parallel_for(int64_t n, const std::function<void(int64_t)>& body);
 
-  /// Calls body(part, parts) once on each thread; the caller is part 0. For kernels that split their own range.
-  void run(const std::function<void(unsigned, unsigned)>& body);
+  /// Calls body() in the caller and in each thread that comes before the caller has returned from it; nobody waits for
+  /// the others. So body takes pieces of work from a counter until there are none left.
+  void run(const std::function<void()>& body);
 
  private:
   struct State;

@@ -115,6 +115,30 @@ void dot_tile(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
   for (int k = 0; k < N; ++k) out[k].store(y + k * ldy);
 }
 
+// Groups of one chunk with fp16 numbers, as most GGUF types have them: their scales go straight into the sums.
+template <int Bits, bool Table, int N>
+void dot_tile_f16(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
+  const Levels<Table> levels(t.table);
+  const auto zero = static_cast<float>(t.zero - Quads<Bits, Table>::kBias);
+  F16 out[N];
+  for (int k = 0; k < N; ++k) out[k] = F16::splat(0);
+  for (int64_t c = 0; c < t.chunks; ++c) {
+    prefetch_codes<Bits>(t.codes + c * Bits * 64);
+    const Quads<Bits, Table> u(t.codes + c * Bits * 64, levels);
+    const F16 d = F16::half(t.d + c * kTileRows);
+    const F16 m = t.min == MinKind::none ? F16::splat(0) : F16::half(t.m + c * kTileRows);
+    for (int k = 0; k < N; ++k) {
+      const int64_t at = k * t.chunks + c;
+      const float s = x.s[2 * at] + x.s[2 * at + 1];
+      F16 sum = fma(u.template dot<0, 8>(x.q + at * kChunk), F16::splat(x.d[at]), F16::splat(-zero * s));
+      if (t.min == MinKind::zero) sum = sum - m * F16::splat(s);
+      if (t.min == MinKind::add) out[k] = fma(F16::splat(s), m, out[k]);
+      out[k] = fma(sum, d, out[k]);
+    }
+  }
+  for (int k = 0; k < N; ++k) out[k].store(y + k * ldy);
+}
+
 // call<N>(x and y from token k on) for 4, 2 or 1 tokens at a time.
 template <class Call>
 void by_tokens(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t ldy, Call call) {
@@ -197,8 +221,10 @@ void dot_int(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t l
     return;
   }
   by_bits(t, [&]<int Bits, bool Table>() {
-    by_tokens(t, x, n, y, ldy,
-              [&]<int N>(const IntInput& from, float* to) { dot_tile<Bits, Table, N>(t, from, to, ldy); });
+    const bool plain = t.scale == ScaleKind::f16 && t.group_halves == 2;
+    by_tokens(t, x, n, y, ldy, [&]<int N>(const IntInput& from, float* to) {
+      plain ? dot_tile_f16<Bits, Table, N>(t, from, to, ldy) : dot_tile<Bits, Table, N>(t, from, to, ldy);
+    });
   });
 }
 

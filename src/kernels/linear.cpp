@@ -18,7 +18,8 @@ namespace pith {
 
 void multiply_all(std::span<const Linear* const> matrices, const float* x, int64_t n, std::span<float* const> ys,
                   ThreadPool& pool) {
-  // Pieces of about 2^18 products at least, so that handing one out costs nothing beside it.
+  // Pieces are a share of the work that is left, so that threads end together: of 2^17 products at most, of two tiles
+  // at least (the matrix kernels take them in pairs).
   struct Piece {
     const Linear* matrix;
     const Linear::Input* input;
@@ -29,6 +30,9 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
   thread_local std::vector<Piece> pieces;
   if (inputs.size() < matrices.size()) inputs.resize(matrices.size());
   pieces.clear();
+  const int64_t tokens = std::min<int64_t>(n, 64);
+  int64_t left = 0;
+  for (const Linear* m : matrices) left += m->tiles() * 16 * m->cols() * tokens;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const Linear& m = *matrices[i];
     size_t input = i;
@@ -40,11 +44,12 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
       }
     }
     if (input == i) m.prepare(x, n, pool, inputs[i]);
-    const int64_t work = 16 * m.cols() * std::min<int64_t>(n, 64);
-    int64_t grain = std::clamp<int64_t>((1 << 17) / std::max<int64_t>(work, 1), 2, 64);
-    grain = std::max<int64_t>(2, grain / 2 * 2);
-    for (int64_t t = 0; t < m.tiles(); t += grain) {
-      pieces.push_back({&m, inputs[input].get(), ys[i], t, std::min(m.tiles(), t + grain)});
+    const int64_t work = 16 * m.cols() * tokens;
+    for (int64_t t = 0, grain = 0; t < m.tiles(); t += grain) {
+      const int64_t share = std::min<int64_t>(left / (3 * pool.size()), 1 << 17);
+      grain = std::min(m.tiles() - t, std::max<int64_t>(2, share / std::max<int64_t>(work, 1) / 2 * 2));
+      pieces.push_back({&m, inputs[input].get(), ys[i], t, t + grain});
+      left -= grain * work;
     }
   }
   const auto run = [n, all = pieces.data()](size_t i) {
@@ -56,7 +61,7 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
     return;
   }
   std::atomic<size_t> next{0};
-  pool.run([&run, &next, count = pieces.size()](unsigned, unsigned) {
+  pool.run([&run, &next, count = pieces.size()] {
     for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) run(i);
   });
 }
