@@ -92,6 +92,10 @@ struct Quads {
     }
     return {_mm512_cvtepi32_ps(_mm512_add_epi32(s0, s1))};
   }
+  /// dot<0, 8> of codes that are needed once.
+  static F16 dot_once(const uint8_t* p, const Levels<Table>& levels, const int8_t* q) {
+    return Quads(p, levels).template dot<0, 8>(q);
+  }
   static __m512i four(const int8_t* q) {
     int v;
     __builtin_memcpy(&v, q, 4);

@@ -169,38 +169,22 @@ void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
   std::copy(packed.begin(), packed.end(), codes_.get());
 }
 
-// A correction says how many places after the one before it is (10 bits; codes lie column by column, 16 to a column,
-// and the first counts from place -1) and what is added to the code there (6 bits, signed). Gap 0 adds 64 times as much
-// as the entry before to the same code, gap 1023 with nothing to add only leads on.
-static constexpr int kGapMost = 1023, kByBits = 6, kByValues = 1 << kByBits;
-
 void CodedTiles::correct(int64_t gap, int by) {
+  constexpr int kValues = CorrectionList::kValues;
   const auto add = [&](int64_t g, int digit) {
-    corrections_.push_back(static_cast<uint16_t>(g * kByValues + (digit & (kByValues - 1))));
+    corrections_.push_back(static_cast<uint16_t>(g * kValues + (digit & (kValues - 1))));
   };
-  for (; gap > kGapMost; gap -= kGapMost) add(kGapMost, 0);
+  for (; gap > CorrectionList::kMaxGap; gap -= CorrectionList::kMaxGap) add(CorrectionList::kMaxGap, 0);
   for (; by != 0; gap = 0) {
-    const int digit = ((by + kByValues / 2) & (kByValues - 1)) - kByValues / 2;
+    const int digit = ((by + kValues / 2) & (kValues - 1)) - kValues / 2;
     add(gap, digit);
-    by = (by - digit) / kByValues;
+    by = (by - digit) / kValues;
   }
 }
 
-// use(place of a code, what is added to it) for all corrections of a tile.
-template <class Use>
-void CodedTiles::each_correction(int64_t t, Use use) const {
-  const uint16_t *entry = corrections_.data() + correction_start_[static_cast<size_t>(t)],
-                 *end = corrections_.data() + correction_start_[static_cast<size_t>(t) + 1];
-  int64_t place = -1;
-  for (; entry != end; ++entry) {
-    const int64_t gap = *entry >> kByBits;
-    auto by = static_cast<float>(static_cast<int16_t>(*entry << (16 - kByBits)) >> (16 - kByBits));
-    if (gap == 0) [[unlikely]] {
-      for (const uint16_t* e = entry; *e >> kByBits == 0; --e) by *= kByValues;
-    }
-    place += gap;
-    use(place, by);
-  }
+CorrectionList CodedTiles::corrections(int64_t t) const {
+  const uint32_t first = correction_start_[static_cast<size_t>(t)];
+  return {corrections_.data() + first, correction_start_[static_cast<size_t>(t) + 1] - first};
 }
 
 size_t CodedTiles::row_at(size_t p) const { return row_.empty() ? p : p / kSection * kSection + row_[p]; }
@@ -233,12 +217,11 @@ IntTile CodedTiles::tile(int64_t t, float* row_scale) const {
 }
 
 void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t ldy) const {
-  alignas(64) float scale[kTileRows];
+  alignas(64) float scale[kTileRows], sum[kTileRows];
+  const CorrectionList list = corrections(t);
   ops_.dot_int(tile(t, scale), x.ints, n, y, ldy);
   for (int64_t k = 0; k < n; ++k) {
-    const float* row = x.x + k * x.x_stride;
-    float sum[kTileRows] = {};
-    each_correction(t, [&](int64_t place, float by) { sum[place % kTileRows] += by * row[place / kTileRows]; });
+    ops_.dot_corrections(list, x.x + k * x.x_stride, sum);
     for (int64_t r = 0; r < kTileRows; ++r) y[k * ldy + r] += scale[r] * sum[r];
   }
 }
@@ -246,7 +229,7 @@ void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t
 void CodedTiles::decode_panel(int64_t t, float* panel) const {
   alignas(64) float scale[kTileRows];
   ops_.decode_int(tile(t, scale), panel);
-  each_correction(t, [&](int64_t place, float by) { panel[place] += scale[place % kTileRows] * by; });
+  each_correction(corrections(t), [&](uint64_t place, float by) { panel[place] += scale[place % kTileRows] * by; });
 }
 
 void CodedTiles::gather(const float* x, float* out) const {

@@ -38,8 +38,7 @@ class CodedTiles final : public TileLinear {
   void correct(int64_t gap, int by);
   /// `row_scale` becomes the tile's 16 row steps.
   IntTile tile(int64_t t, float* row_scale) const;
-  template <class Use>
-  void each_correction(int64_t t, Use use) const;
+  CorrectionList corrections(int64_t t) const;
   /// The row of the matrix at place p of the tiles.
   size_t row_at(size_t p) const;
 
@@ -49,7 +48,7 @@ class CodedTiles final : public TileLinear {
   Aligned<uint8_t> codes_;
   std::vector<uint8_t> widths_;                          ///< [tiles][chunks]
   std::vector<uint32_t> code_start_, correction_start_;  ///< of each tile and the end; codes in pieces of 64 bytes
-  std::vector<uint16_t> corrections_;                    ///< see `correct`
+  std::vector<uint16_t> corrections_;                    ///< as in CorrectionList
 };
 
 }  // namespace pith

@@ -10,6 +10,7 @@ constexpr Ops common_ops() {
              .f32_to_half = f32_to_half,
              .quantize = quantize,
              .dot_int = dot_int,
+             .dot_corrections = dot_corrections,
              .decode_int = decode_int,
              .rms_norm = rms_norm,
              .add = add,

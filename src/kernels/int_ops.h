@@ -4,6 +4,7 @@
 //   struct Levels<Table>       the table of 16 levels in a register, when there is one
 //   struct Quads<Bits, Table>  the 8 quads of a chunk as bytes, unpacked from its planes:
 //     dot<A, B>(x)             sum over quads [A, B) of (level - kBias) * x, as F16
+//     dot_once(p, levels, x)   the same of all quads, without keeping them
 //     levels4(q, w)            the four columns of a quad as floats, no bias
 
 /// d and m - zero * d of groups [g0, g1) of a tile.
@@ -53,16 +54,29 @@ inline void prefetch_codes(const uint8_t* chunk) {
   for (int i = 0; i < Bits; ++i) __builtin_prefetch(chunk + kAhead + 64 * i);
 }
 
+// The sums of a chunk with N tokens.
+template <int Bits, bool Table, int N>
+inline void dot_chunk(const uint8_t* codes, const Levels<Table>& levels, const int8_t* q, int64_t stride, F16* dots) {
+  using Unpacked = Quads<Bits, Table>;
+  if constexpr (N == 1) {
+    dots[0] = Unpacked::dot_once(codes, levels, q);
+  } else {
+    const Unpacked u(codes, levels);
+    for (int k = 0; k < N; ++k) dots[k] = u.template dot<0, 8>(q + k * stride);
+  }
+}
+
 // sum[k] += level * x and total[k] += x over chunks [c0, c1) of `stride` chunks of x a token; codes are those of c0.
 template <int Bits, bool Table, int N>
 inline void dot_chunks(const uint8_t* codes, const Levels<Table>& levels, const IntInput& x, int64_t stride, int64_t c0,
                        int64_t c1, F16* sum, float* total) {
   for (int64_t c = c0; c < c1; ++c, codes += Bits * 64) {
     prefetch_codes<Bits>(codes);
-    const Quads<Bits, Table> u(codes, levels);
+    F16 dots[N];
+    dot_chunk<Bits, Table, N>(codes, levels, x.q + c * kChunk, stride * kChunk, dots);
     for (int k = 0; k < N; ++k) {
       const int64_t at = k * stride + c;
-      sum[k] = fma(u.template dot<0, 8>(x.q + at * kChunk), F16::splat(x.d[at]), sum[k]);
+      sum[k] = fma(dots[k], F16::splat(x.d[at]), sum[k]);
       total[k] += x.s[2 * at] + x.s[2 * at + 1];
     }
   }
@@ -124,13 +138,14 @@ void dot_tile_f16(const IntTile& t, const IntInput& x, float* y, int64_t ldy) {
   for (int k = 0; k < N; ++k) out[k] = F16::splat(0);
   for (int64_t c = 0; c < t.chunks; ++c) {
     prefetch_codes<Bits>(t.codes + c * Bits * 64);
-    const Quads<Bits, Table> u(t.codes + c * Bits * 64, levels);
+    F16 dots[N];
+    dot_chunk<Bits, Table, N>(t.codes + c * Bits * 64, levels, x.q + c * kChunk, t.chunks * kChunk, dots);
     const F16 d = F16::half(t.d + c * kTileRows);
     const F16 m = t.min == MinKind::none ? F16::splat(0) : F16::half(t.m + c * kTileRows);
     for (int k = 0; k < N; ++k) {
       const int64_t at = k * t.chunks + c;
       const float s = x.s[2 * at] + x.s[2 * at + 1];
-      F16 sum = fma(u.template dot<0, 8>(x.q + at * kChunk), F16::splat(x.d[at]), F16::splat(-zero * s));
+      F16 sum = fma(dots[k], F16::splat(x.d[at]), F16::splat(-zero * s));
       if (t.min == MinKind::zero) sum = sum - m * F16::splat(s);
       if (t.min == MinKind::add) out[k] = fma(F16::splat(s), m, out[k]);
       out[k] = fma(sum, d, out[k]);
@@ -239,6 +254,23 @@ void decode_int(const IntTile& t, float* panel) {
       for (int j = 0; j < 4; ++j) w[j].store(panel + (column + j) * kTileRows);
     });
   });
+}
+
+// Each product goes to its row under a mask: a sum in memory would be read before it is written.
+void dot_corrections(const CorrectionList& list, const float* x, float* y) {
+  static constexpr struct Masks {
+    alignas(64) float row[kTileRows][kTileRows] = {};
+    constexpr Masks() {
+      for (int r = 0; r < kTileRows; ++r) row[r][r] = 1;
+    }
+  } masks;
+  F16 sum = F16::splat(0), other = sum;  // in turns, so that one addition need not wait for the other
+  each_correction(list, [&](uint64_t place, float by) {
+    const F16 next = fma(F16::splat(by * x[place / kTileRows]), F16::load(masks.row[place % kTileRows]), sum);
+    sum = other;
+    other = next;
+  });
+  (sum + other).store(y);
 }
 
 void dot_f16(const float* x, const uint16_t* panel, int64_t k, float* y) {

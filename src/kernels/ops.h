@@ -71,6 +71,30 @@ void each_run(const IntTile& tile, Use use) {
   }
 }
 
+/// Corrections of the codes of a tile, 16 bits each: how many places after the one before it is (10 bits; codes lie
+/// column by column, 16 to a column, and the first counts from place -1), then what is added to the code there (6 bits,
+/// signed). Gap 0 adds 64 times as much as the entry before to the same code; gap 1023 with nothing to add leads on.
+struct CorrectionList {
+  static constexpr int kMaxGap = 1023, kBits = 6, kValues = 1 << kBits;
+  const uint16_t* entries = nullptr;
+  int64_t count = 0;
+};
+/// use(place, what is added to the code there) for all of them.
+template <class Use>
+void each_correction(const CorrectionList& list, Use use) {
+  constexpr int kBits = CorrectionList::kBits;
+  int64_t place = -1;
+  for (const uint16_t *entry = list.entries, *end = entry + list.count; entry != end; ++entry) {
+    const int64_t gap = *entry >> kBits;
+    auto by = static_cast<float>(static_cast<int16_t>(*entry << (16 - kBits)) >> (16 - kBits));
+    if (gap == 0) [[unlikely]] {
+      for (const uint16_t* e = entry; *e >> kBits == 0; --e) by *= CorrectionList::kValues;
+    }
+    place += gap;
+    use(static_cast<uint64_t>(place), by);
+  }
+}
+
 /// Activations rounded to 8 bits: x = q * d, one d for each token and chunk.
 struct IntInput {
   const int8_t* q = nullptr;  ///< [n][chunks * 32], in [-127, 127]
@@ -93,6 +117,8 @@ struct Ops {
   void (*quantize)(const float* x, int64_t chunks, int8_t* q, float* d, float* s);
   /// y[n][16] of a tile of codes; row t at y + t * ldy.
   void (*dot_int)(const IntTile& tile, const IntInput& x, int64_t n, float* y, int64_t ldy);
+  /// y[16] = the corrections times x [cols].
+  void (*dot_corrections)(const CorrectionList& list, const float* x, float* y);
   /// The tile's weights as panel[chunks * 32][16].
   void (*decode_int)(const IntTile& tile, float* panel);
   /// x *= gain / rms(x), out of place: out[n] = x * gain * rsqrt(mean(x^2) + eps).

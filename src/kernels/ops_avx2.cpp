@@ -52,51 +52,50 @@ struct Levels {
   }
 };
 
-// Two registers of 8 rows for each quad. Sixteen registers do not fit beside the sums: the compiler keeps what it can
-// and reads the rest from L1.
+// Two registers of 8 rows for each quad.
 template <int Bits, bool Table>
 struct Quads {
   static constexpr bool kWide = Bits == 8 || Table;  // levels above 127
   static constexpr int kBias = kWide ? 128 : 0;
-  __m256i u[8][2];
+  __m256i u[2][8];
+
+  Quads(const uint8_t* p, const Levels<Table>& levels) {
+    for (int part = 0; part < 2; ++part) unpack(p, levels, part, u[part]);
+  }
 
   static __m256i plane(const uint8_t* p, int i, int part) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 64 * i + 32 * part));
   }
 
-  Quads(const uint8_t* p, const Levels<Table>& levels) {
-    for (int part = 0; part < 2; ++part) {
-      if constexpr (Bits == 8) {
-        for (int q = 0; q < 8; ++q) u[q][part] = plane(p, q, part);
-        continue;
+  static void unpack(const uint8_t* p, const Levels<Table>& levels, int part, __m256i* u) {
+    if constexpr (Bits == 8) {
+      for (int q = 0; q < 8; ++q) u[q] = plane(p, q, part);
+      return;
+    }
+    if constexpr (Bits & 4) {
+      const __m256i mask = _mm256_set1_epi8(15);
+      for (int i = 0; i < 4; ++i) {
+        const __m256i raw = plane(p, i, part);
+        u[i] = _mm256_and_si256(raw, mask);
+        u[i + 4] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
       }
-      if constexpr (Bits & 4) {
-        const __m256i mask = _mm256_set1_epi8(15);
-        for (int i = 0; i < 4; ++i) {
-          const __m256i raw = plane(p, i, part);
-          u[i][part] = _mm256_and_si256(raw, mask);
-          u[i + 4][part] = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
-        }
+    }
+    constexpr int low2 = Bits & 4;
+    if constexpr (Bits & 2) {
+      const __m256i mask = _mm256_set1_epi8(static_cast<char>(3 << low2));
+      for (int q = 0; q < 8; ++q) {
+        const __m256i raw = plane(p + 64 * low2, q % 2, part);
+        merge<low2 == 0>(u[q], _mm256_and_si256(shifted(raw, 2 * (q / 2) - low2), mask));
       }
-      constexpr int low2 = Bits & 4;
-      if constexpr (Bits & 2) {
-        const __m256i mask = _mm256_set1_epi8(static_cast<char>(3 << low2));
-        for (int q = 0; q < 8; ++q) {
-          const __m256i raw = plane(p + 64 * low2, q % 2, part);
-          merge<low2 == 0>(u[q][part], _mm256_and_si256(shifted(raw, 2 * (q / 2) - low2), mask));
-        }
-      }
-      constexpr int low1 = Bits & 6;
-      if constexpr (Bits & 1) {
-        const __m256i mask = _mm256_set1_epi8(static_cast<char>(1 << low1));
-        const __m256i raw = plane(p + 64 * low1, 0, part);
-        for (int q = 0; q < 8; ++q) {
-          merge<low1 == 0>(u[q][part], _mm256_and_si256(shifted(raw, q - low1), mask));
-        }
-      }
-      if constexpr (Table) {
-        for (int q = 0; q < 8; ++q) u[q][part] = _mm256_shuffle_epi8(levels.map, u[q][part]);
-      }
+    }
+    constexpr int low1 = Bits & 6;
+    if constexpr (Bits & 1) {
+      const __m256i mask = _mm256_set1_epi8(static_cast<char>(1 << low1));
+      const __m256i raw = plane(p + 64 * low1, 0, part);
+      for (int q = 0; q < 8; ++q) merge<low1 == 0>(u[q], _mm256_and_si256(shifted(raw, q - low1), mask));
+    }
+    if constexpr (Table) {
+      for (int q = 0; q < 8; ++q) u[q] = _mm256_shuffle_epi8(levels.map, u[q]);
     }
   }
 
@@ -111,28 +110,41 @@ struct Quads {
   // maddubs adds two products of an unsigned and a signed byte in 16 saturating bits: exact for levels up to 127. Of
   // wider levels 128 is taken away (kBias): |u - 128| <= 128, with its sign moved to x, is exact as well.
   template <int A, int B>
-  F16 dot(const int8_t* q) const {
+  static __m256i dot_part(const __m256i* u, const int8_t* q) {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256i sum = _mm256_setzero_si256();
     // 16-bit sums of pairs stay exact for `run` quads: 2 * 127 * (2^bits - 1) each.
     [[maybe_unused]] constexpr int run = Bits <= 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
-    for (int part = 0; part < 2; ++part) {
-      if constexpr (kWide) {
-        const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
-        for (int i = A; i < B; ++i) {
-          const __m256i x = four(q + 4 * i), s = _mm256_xor_si256(u[i][part], flip);
-          const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
-          sum[part] = _mm256_add_epi32(sum[part], _mm256_madd_epi16(pairs, ones));
-        }
-      } else {
-        for (int i = A; i < B; i += run) {
-          __m256i pairs = _mm256_maddubs_epi16(u[i][part], four(q + 4 * i));
-          for (int j = i + 1; j < i + run && j < B; ++j) {
-            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(u[j][part], four(q + 4 * j)));
-          }
-          sum[part] = _mm256_add_epi32(sum[part], _mm256_madd_epi16(pairs, ones));
-        }
+    if constexpr (kWide) {
+      const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
+      for (int i = A; i < B; ++i) {
+        const __m256i x = four(q + 4 * i), s = _mm256_xor_si256(u[i], flip);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
       }
+    } else {
+      for (int i = A; i < B; i += run) {
+        __m256i pairs = _mm256_maddubs_epi16(u[i], four(q + 4 * i));
+        for (int j = i + 1; j < i + run && j < B; ++j) {
+          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(u[j], four(q + 4 * j)));
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+      }
+    }
+    return sum;
+  }
+  template <int A, int B>
+  F16 dot(const int8_t* q) const {
+    return F16::from_i32(dot_part<A, B>(u[0], q), dot_part<A, B>(u[1], q));
+  }
+
+  /// dot<0, 8> of codes that are needed once: half of the rows at a time, so that sixteen registers do.
+  static F16 dot_once(const uint8_t* p, const Levels<Table>& levels, const int8_t* q) {
+    __m256i sum[2];
+    for (int part = 0; part < 2; ++part) {
+      __m256i u[8];
+      unpack(p, levels, part, u);
+      sum[part] = dot_part<0, 8>(u, q);
     }
     return F16::from_i32(sum[0], sum[1]);
   }
@@ -144,12 +156,12 @@ struct Quads {
 
   void levels4(int q, F16* w) const {
     const __m256i byte = _mm256_set1_epi32(255);
-    w[0] = F16::from_i32(_mm256_and_si256(u[q][0], byte), _mm256_and_si256(u[q][1], byte));
-    w[1] = F16::from_i32(_mm256_and_si256(_mm256_srli_epi32(u[q][0], 8), byte),
-                         _mm256_and_si256(_mm256_srli_epi32(u[q][1], 8), byte));
-    w[2] = F16::from_i32(_mm256_and_si256(_mm256_srli_epi32(u[q][0], 16), byte),
-                         _mm256_and_si256(_mm256_srli_epi32(u[q][1], 16), byte));
-    w[3] = F16::from_i32(_mm256_srli_epi32(u[q][0], 24), _mm256_srli_epi32(u[q][1], 24));
+    w[0] = F16::from_i32(_mm256_and_si256(u[0][q], byte), _mm256_and_si256(u[1][q], byte));
+    w[1] = F16::from_i32(_mm256_and_si256(_mm256_srli_epi32(u[0][q], 8), byte),
+                         _mm256_and_si256(_mm256_srli_epi32(u[1][q], 8), byte));
+    w[2] = F16::from_i32(_mm256_and_si256(_mm256_srli_epi32(u[0][q], 16), byte),
+                         _mm256_and_si256(_mm256_srli_epi32(u[1][q], 16), byte));
+    w[3] = F16::from_i32(_mm256_srli_epi32(u[0][q], 24), _mm256_srli_epi32(u[1][q], 24));
   }
 };
 

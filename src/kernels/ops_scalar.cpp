@@ -161,6 +161,11 @@ void dot_int(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t l
   }
 }
 
+void dot_corrections(const CorrectionList& list, const float* x, float* y) {
+  for (int r = 0; r < kTileRows; ++r) y[r] = 0;
+  each_correction(list, [&](uint64_t place, float by) { y[place % kTileRows] += by * x[place / kTileRows]; });
+}
+
 #include "kernels/common_ops.h"  // NOLINT(bugprone-suspicious-include)
 
 }  // namespace
