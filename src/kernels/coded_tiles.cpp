@@ -220,6 +220,7 @@ void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t
   alignas(64) float scale[kTileRows], sum[kTileRows];
   const CorrectionList list = corrections(t);
   ops_.dot_int(tile(t, scale), x.ints, n, y, ldy);
+  if (list.count == 0) return;
   for (int64_t k = 0; k < n; ++k) {
     ops_.dot_corrections(list, x.x + k * x.x_stride, sum);
     for (int64_t r = 0; r < kTileRows; ++r) y[k * ldy + r] += scale[r] * sum[r];
@@ -242,12 +243,16 @@ void CodedTiles::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n
     TileLinear::run_tiles(t0, t1, input, n, y, ldy);
     return;
   }
-  const int64_t p0 = t0 * kTileRows, width = std::min(rows_, t1 * kTileRows) - p0;
+  const int64_t p0 = t0 * kTileRows, p1 = std::min(rows_, t1 * kTileRows), width = p1 - p0;
   float* part = thread_scratch(4, static_cast<size_t>(n * width));
   TileLinear::run_tiles(t0, t1, input, n, part - p0, width);
   for (int64_t k = 0; k < n; ++k) {
-    float* out = y + k * ldy;
-    for (int64_t i = 0; i < width; ++i) out[row_at(static_cast<size_t>(p0 + i))] = part[k * width + i];
+    const float* from = part + k * width - p0;
+    for (int64_t p = p0; p < p1;) {
+      const int64_t section = p / kSection * kSection, end = std::min(p1, section + kSection);
+      float* out = y + k * ldy + section;
+      for (; p < end; ++p) out[row_[static_cast<size_t>(p)]] = from[p];
+    }
   }
 }
 
