@@ -12,6 +12,7 @@
 #include "kernels/linear.h"
 #include "kernels/ops.h"
 #include "represent/blocks.h"
+#include "represent/codebook.h"
 #include "represent/combine.h"
 #include "represent/dense.h"
 #include "represent/grid.h"
@@ -125,6 +126,11 @@ int run(unsigned threads) {
   }
   measure("grid NF4 g32 (decoded tiles)",
           must(Grid::make(codes(4, kCols), normal_float_levels(4), field(32, 0.01f, 0.02f))), bandwidth, pool);
+  for (int64_t books : {1, 2}) {
+    const auto values = FloatArray::from(DType::f16, std::span(w).first(static_cast<size_t>(books * 256 * 8)), "books");
+    measure(fmt::format("codebook {}x8g8", books).c_str(),
+            must(Codebook::make(kCols, books, 256, 8, codes(8, books * kCols / 8), *values)), bandwidth, pool);
+  }
   const NodePtr base = must(Grid::make(codes(3, kCols), {}, field(16, 0.01f, 0.02f), field(16, 0, 4)));
   std::vector<uint32_t> start = {0}, columns;
   for (int64_t r = 0; r < kRows; ++r) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/codebook_tiles.h"
 #include "kernels/coded_tiles.h"
 #include "kernels/float_tiles.h"
 #include "kernels/int_tiles.h"
@@ -452,6 +453,7 @@ Result<LinearPtr> prepare_linear(NodePtr node, const KernelOptions& options) {
     std::unique_ptr<IntTiles> owned(const_cast<IntTiles*>(static_cast<const IntTiles*>(child.release())));
     return LinearPtr(new DynamicInt8Linear(std::move(owned), dynamic->threshold()));
   }
+  if (const auto* book = dynamic_cast<const Codebook*>(node.get())) return LinearPtr(new CodebookTiles(*book, options));
   return LinearPtr(new NodeLinear(std::move(node), options));
 }
 
@@ -487,6 +489,7 @@ uint64_t planned_ram_bytes(const Node& node, bool keep_rows) {
   if (const auto* scaled = dynamic_cast<const Scaled*>(&node)) {
     return planned_ram_bytes(*scaled->child(), true) + static_cast<uint64_t>(scaled->scales().size()) * 4;
   }
+  if (const auto* book = dynamic_cast<const Codebook*>(&node)) return CodebookTiles::planned_bytes(*book);
   return (node.bits().total() + 7) / 8;
 }
 

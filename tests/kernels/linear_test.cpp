@@ -128,6 +128,11 @@ std::vector<NodePtr> realistic_nodes(Random& random, int64_t rows, int64_t cols)
     for (uint32_t i = 0; i < order.size(); ++i) order[i] = (i * 7 + 3) % static_cast<uint32_t>(cols);
     if (cols % 7 != 0) add(Permuted::from(spqr, Axis::cols, order));
   }
+  for (const auto& [books, bits, length] : {std::tuple<int64_t, unsigned, int64_t>{2, 3, 8}, {1, 9, 4}, {1, 4, 7}}) {
+    const int64_t entries = int64_t{1} << bits, groups = (cols + length - 1) / length;
+    add(Codebook::make(cols, books, entries, length, codes(groups * books, bits, 0),
+                       *FloatArray::from(DType::f16, random_floats(random, books * entries * length, 0.05), "books")));
+  }
   {  // entropy-coded grid: Gaussian codes of very different widths, a few far outside
     std::vector<uint8_t> row_log(static_cast<size_t>(rows)), col_log(static_cast<size_t>(cols));
     for (auto& l : row_log) l = static_cast<uint8_t>(random.between(0, 60));
