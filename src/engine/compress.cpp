@@ -32,7 +32,9 @@
 #include "represent/blocks.h"
 #include "runtime/method.h"
 #include "runtime/model_file.h"
+#include "tensor/device.h"
 #include "tensor/parallel.h"
+#include "train/distill.h"
 
 namespace pith {
 namespace {
@@ -111,6 +113,11 @@ class Compressor {
                                    "--compressed FILE'",
                                    spec.method, recipe(spec).method->family, spec.method)));
     if (!request.ends.method.empty()) recipe(request.ends);
+    if (request.tune_steps == 0 && request.device != "cpu")
+      throw Failure(user_error("a device is for tuning; give --tune STEPS with --device " + request.device));
+    device_ = open_device(request.device);
+    if (only_tunes() && request.shares > 1)
+      throw Failure(user_error("tuning is one piece of work and cannot be shared; leave --units out"));
     if (!request.plan.empty()) plan_ = must(read_plan(request.plan, Limits{}, check_spec));
     model_ = must(open_model(request.input));
     targets_ = compressible(model_.config);
@@ -229,6 +236,10 @@ class Compressor {
   /// Exact size of the file that write() would make.
   uint64_t written_bytes(const Model& model) const;
   uint64_t measure_bytes(const Done& done);
+  uint64_t measure_bytes(const Model& model);
+  bool only_tunes() const { return !request_.base.empty() && request_.allow.empty() && !plan_; }
+  Tensor tuning_text();
+  Model tuned(const Model& model, const Tensor& tokens, Report& report);
   void write(const Model& model, const std::string& path, bool overwrite);
   void check_written(const Model& model);
   std::optional<Report> finished_before();
@@ -236,6 +247,7 @@ class Compressor {
   Plan make_plan(const Done& done) const;
   void fill_report(Report& report, const Done& done, const Model& model);
   uint64_t expected_memory() const;
+  uint64_t tuning_memory(size_t threads) const;
   void try_methods(Preflight& out);
   void try_types(Preflight& out);
 
@@ -249,6 +261,7 @@ class Compressor {
   Progress& progress_;
   ThreadPool pool_;
   bool gguf_;
+  at::Device device_ = at::kCPU;
   double started_;
   double stage_start_ = now();
   std::vector<ReportStage> stages_;
@@ -334,6 +347,7 @@ bool Compressor::continuous() const {
 
 Needs Compressor::needs() const {
   Needs n;
+  if (only_tunes()) return n;
   if (request_.allow.empty()) return {.moments = true, .cross = gguf_, .row_fisher = true};
   std::vector<MethodSpec> specs = request_.allow;
   if (!request_.ends.method.empty()) specs.push_back(request_.ends);
@@ -939,6 +953,58 @@ const Model& Compressor::finished(const Done& done) {
   return finished_;
 }
 
+/// Sequences of the calibration text that judge a tuning instead of teaching it: one in sixteen, at most so many.
+static constexpr int64_t kMostValidation = 64;
+
+Tensor Compressor::tuning_text() {
+  if (!tokenizer_)
+    throw Failure(data_error(request_.input + ": has no tokenizer, so it cannot read a text to be tuned on"));
+  // Text that the model writes itself is there already, and dear; of other text, all there is.
+  const bool self = request_.calibration == "self" && calibration_.tokens.defined();
+  const int64_t sequences = request_.calibration == "self" ? request_.calibration_sequences : 1 << 24;
+  const Tensor tokens = self ? calibration_.tokens
+                             : calibration_text(model_, *tokenizer_, request_.calibration, sequences,
+                                                request_.sequence_length, request_.seed, request_.threads, progress_)
+                                   .tokens;
+  if (tokens.size(0) < 2)
+    throw Failure(
+        user_error("tuning needs a calibration text of at least two sequences; give a longer one or a shorter "
+                   "--sequence-length"));
+  return tokens;
+}
+
+Model Compressor::tuned(const Model& model, const Tensor& tokens, Report& report) {
+  const int64_t judges = std::min(kMostValidation, std::max<int64_t>(1, tokens.size(0) / 16));
+  const auto with = [&](const NodeMap& nodes) {
+    if (gguf_) return with_nodes(model, nodes);
+    Model out = assemble(model, [&](const std::string& name) {
+      const auto it = nodes.find(name);
+      return it == nodes.end() ? NodePtr() : it->second;
+    });
+    out.plan_json = only_tunes() ? base_->plan_json : model.plan_json;
+    return out;
+  };
+  DistillOptions options;
+  options.steps = request_.tune_steps;
+  options.batch = request_.tune_batch;
+  options.seed = request_.seed;
+  options.device = device_;
+  options.size = [&](const NodeMap& nodes) { return measure_bytes(with(nodes)); };
+  options.budget = target_bytes() > 0 ? target_bytes() : measure_bytes(model);
+  const std::string unit = "tuning";
+  options.save = [&](std::span<const std::byte> bytes) { must(work_->commit(unit, bytes)); };
+  if (work_->has(unit)) options.saved = must(work_->read(unit));
+  const Distilled result = distill(*weights_, model, tokens.narrow(0, judges, tokens.size(0) - judges).contiguous(),
+                                   tokens.narrow(0, 0, judges).contiguous(), options, progress_);
+  report.notes.push_back(
+      fmt::format("tuned by distillation: KL on {} held-out calibration tokens {:.5f} before, {:.5f} after; best at "
+                  "step {} of {}{}",
+                  judges * tokens.size(1), result.before, result.after, result.best_step, result.steps,
+                  result.diverged ? ", where it diverged" : ""));
+  progress_.note(report.notes.back());
+  return with(result.nodes);
+}
+
 void Compressor::write(const Model& model, const std::string& path, bool overwrite) {
   must(gguf_ ? write_gguf_model(model, path, overwrite) : write_pith(model, path, overwrite));
 }
@@ -959,8 +1025,9 @@ uint64_t Compressor::written_bytes(const Model& model) const {
   return must(gguf_ ? gguf_model_bytes(model) : pith_model_bytes(model));
 }
 
-uint64_t Compressor::measure_bytes(const Done& done) {
-  const Model& model = finished(done);
+uint64_t Compressor::measure_bytes(const Done& done) { return measure_bytes(finished(done)); }
+
+uint64_t Compressor::measure_bytes(const Model& model) {
   return by_ram() ? loaded_bytes(model) : written_bytes(model) + (gguf_ ? 0 : kReportRoom);
 }
 
@@ -1006,8 +1073,18 @@ void Compressor::fill_report(Report& report, const Done& done, const Model& mode
   }
 }
 
-// The largest of three stages: activations of the calibration; the matrices of a block that are fitted at a time, with
-// the statistics of the block; and the embedding, which is fitted alone.
+// Original, student, codes with steps, buffer, two moments and the best so far; gradients of each thread; activations
+// of a sequence a thread. (On a GPU most of it is there.)
+uint64_t Compressor::tuning_memory(size_t threads) const {
+  if (request_.tune_steps == 0) return 0;
+  const LmConfig& c = model_.config;
+  const auto each_token = static_cast<uint64_t>(6 * c.vocab + c.layers * (16 * c.hidden + 6 * c.intermediate));
+  return 4 *
+         (weights_count() * (9 + 2 * threads) + threads * static_cast<uint64_t>(request_.sequence_length) * each_token);
+}
+
+// The largest of four stages: activations of the calibration; the matrices of a block that are fitted at a time, with
+// the statistics of the block; the embedding, which is fitted alone; and the tuning.
 uint64_t Compressor::expected_memory() const {
   const auto threads = static_cast<size_t>(at::get_num_threads());
   // Either the factor is made (fp64, then fp32), or the walk has factor, weight twice, codes and packed codes.
@@ -1029,7 +1106,7 @@ uint64_t Compressor::expected_memory() const {
       static_cast<uint64_t>(request_.sequence_length * (request_.calibration_sequences + request_.fisher_sequences));
   const uint64_t activations = std::min(allowance / 2, 4 * tokens * static_cast<uint64_t>(model_.config.hidden)) +
                                std::min<uint64_t>(allowance / 2, threads << 28);
-  return current_anonymous_memory() + (200ull << 20) + std::max({ends, block, activations});
+  return current_anonymous_memory() + (200ull << 20) + std::max({ends, block, activations, tuning_memory(threads)});
 }
 
 Preflight Compressor::preflight() {
@@ -1039,6 +1116,10 @@ Preflight Compressor::preflight() {
   out.target_bytes = target_bytes();
   out.smallest_bytes = static_cast<uint64_t>(static_cast<double>(out.weights) * kFewestBits / 8);
   out.peak_memory = expected_memory();
+  if (only_tunes()) {
+    out.method = fmt::format("{} steps of tuning", request_.tune_steps);
+    return out;
+  }
   const double begin = now();
   calibrate_model(4, 4);
   if (statistics_)
@@ -1200,8 +1281,9 @@ std::string Compressor::plan_hash() {
       .add(plan_ ? plan_->hash() : "")
       .add(base_ ? base_->content_hash() : "")
       .add(calibration_source(request_.calibration))
-      .add(fmt::format("{} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
-                       request_.sequence_length, request_.seed, request_.embeddings, gguf_))
+      .add(fmt::format("{} {} {} {} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
+                       request_.sequence_length, request_.seed, request_.embeddings, gguf_, request_.tune_steps,
+                       request_.tune_batch, request_.device))
       .hex();
 }
 
@@ -1224,8 +1306,12 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
   calibrate_model(request_.calibration_sequences, request_.fisher_sequences);
   stage("calibrate");
 
+  const Tensor text = request_.tune_steps > 0 ? tuning_text() : Tensor();
+  const Done nothing(targets_.size());
+  if (only_tunes()) choice_.assign(targets_.size(), Recipe{});
   const bool fixed = request_.allow.size() == 1 && request_.budget.kind == Budget::Kind::none;
   Done done = plan_                             ? run_chosen(planned_)
+              : only_tunes()                    ? nothing
               : fixed                           ? fixed_choice()
               : continuous()                    ? solve_step()
               : gguf_ && request_.allow.empty() ? solve_gguf_types()
@@ -1233,6 +1319,10 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
   stage("quantize");
   Model result = finished(done);
   Report out;
+  if (request_.tune_steps > 0) {
+    result = tuned(result, text, out);
+    stage("tune");
+  }
   fill_report(out, done, result);
   out.before.loaded_bytes = loaded_bytes(model_);
   out.after.loaded_bytes = loaded_bytes(result);

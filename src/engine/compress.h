@@ -19,11 +19,16 @@ struct CompressRequest {
   /// Empty: the output format's own default, `ec` or `gguf`. One entry without a budget: exactly that for every matrix
   /// of the blocks. Several, or one with a budget: what the solver may choose from.
   std::vector<MethodSpec> allow;
-  std::string plan;         ///< path of a plan to follow instead of solving one
-  std::string base;         ///< for methods that mend an already compressed model: that model (input is the original)
-  bool embeddings = true;   ///< embedding and head are compressed too (with one given method: only if asked)
-  MethodSpec ends;          ///< with one given method: what embedding and head get instead; empty method: the same
-  std::string calibration;  ///< engine/calibration_text.h
+  std::string plan;  ///< path of a plan to follow instead of solving one
+  std::string base;  ///< for methods that mend an already compressed model: that model (input is the original)
+  /// Steps of tuning by distillation (train/distill.h) after compressing; 0: none. With `base` and no method, that is
+  /// all that is done: the compressed model is tuned towards the input.
+  int64_t tune_steps = 0;
+  int64_t tune_batch = 16;     ///< sequences of the calibration text a step
+  std::string device = "cpu";  ///< where the tuning runs (tensor/device.h)
+  bool embeddings = true;      ///< embedding and head are compressed too (with one given method: only if asked)
+  MethodSpec ends;             ///< with one given method: what embedding and head get instead; empty method: the same
+  std::string calibration;     ///< engine/calibration_text.h
   int64_t calibration_sequences = 128, fisher_sequences = 48, sequence_length = 512;
   uint64_t seed = 0;
   unsigned threads = 0;

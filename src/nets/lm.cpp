@@ -301,6 +301,18 @@ Tensor final_norm(const LmWeights& weights, const Tensor& x) {
   return rms_norm(weights.config(), x, weights.tensor("model.norm.weight"));
 }
 
+Tensor lm_logits(const LmConfig& config, const TensorMap& ends, const std::vector<LmBlock>& blocks,
+                 const LmContext& context, const Tensor& tokens, bool bf16) {
+  Tensor x = at::embedding(ends.at("model.embed_tokens.weight"), tokens);
+  if (config.embedding_scale != 1) x = x * config.embedding_scale;
+  for (const LmBlock& block : blocks) x = block.forward(x, context);
+  x = rms_norm(config, x, ends.at("model.norm.weight"));
+  const Tensor& head = ends.at(head_name(config));
+  const Tensor logits =
+      bf16 ? at::linear(x.to(at::kBFloat16), head.to(at::kBFloat16)).to(at::kFloat) : at::linear(x, head);
+  return soft_cap(logits, config.logit_softcap);
+}
+
 Tensor lm_logits(const LmWeights& weights, const Tensor& tokens) {
   const OneThread one;
   const LmConfig& c = weights.config();

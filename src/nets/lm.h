@@ -123,6 +123,10 @@ Tensor rms_norm(const LmConfig& config, const Tensor& x, const Tensor& gain);
 /// c tanh(x / c), or x when c = 0.
 Tensor soft_cap(const Tensor& x, double cap);
 
+/// Logits [batch, tokens, vocab] of a model whose tensors are all in memory, differentiable. `ends` holds embedding,
+/// final norm and head; with `bf16` the head multiplies in bf16 (blocks do as their matrices say).
+Tensor lm_logits(const LmConfig& config, const TensorMap& ends, const std::vector<LmBlock>& blocks,
+                 const LmContext& context, const Tensor& tokens, bool bf16);
 /// tokens: [batch, tokens] int64 -> logits [batch, tokens, vocab]. For small models and tests: everything in memory.
 Tensor lm_logits(const LmWeights& weights, const Tensor& tokens);
 /// -log p(tokens[:, t + 1] | tokens[:, : t + 1]) in nats, [batch, tokens - 1] fp64. Streams blocks and vocabulary.

@@ -75,18 +75,6 @@ void load_checkpoint(const std::string& path, TensorMap& weights, AdamW& optimiz
   optimizer.restore(all, std::stoll("0" + step->second));
 }
 
-Tensor logits_of(const LmConfig& config, const TensorMap& weights, const std::vector<LmBlock>& blocks,
-                 const LmContext& context, const Tensor& tokens, bool bf16) {
-  Tensor x = at::embedding(weights.at("model.embed_tokens.weight"), tokens);
-  if (config.embedding_scale != 1) x = x * config.embedding_scale;
-  for (const LmBlock& block : blocks) x = block.forward(x, context);
-  x = rms_norm(config, x, weights.at("model.norm.weight"));
-  const Tensor& head = weights.at(head_name(config));
-  const Tensor logits =
-      bf16 ? at::linear(x.to(at::kBFloat16), head.to(at::kBFloat16)).to(at::kFloat) : at::linear(x, head);
-  return soft_cap(logits, config.logit_softcap);
-}
-
 }  // namespace
 
 TensorMap initial_weights(const LmConfig& config, uint64_t seed) {
@@ -155,7 +143,7 @@ LmTrained train_lm(const LmConfig& config, const TensorMap& start, const Tensor&
       }
     }
     const Tensor input = there.narrow(1, 0, o.context), target = there.narrow(1, 1, o.context);
-    const Tensor logits = logits_of(config, weights, blocks, context, input, o.bf16);
+    const Tensor logits = lm_logits(config, weights, blocks, context, input, o.bf16);
     Tensor loss = next_token_loss(logits, target);
     const double value = loss.item<double>();
     if (o.teacher != nullptr) {

@@ -1,5 +1,5 @@
 // The main job's ways to a .gguf: budgets, tensors that stay as they are, another method for embedding and head. And
-// runs that share their units.
+// runs that share their units, and tuning, as the last stage and alone.
 #include "engine/compress.h"
 
 #include <gtest/gtest.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <mutex>
@@ -162,6 +163,71 @@ TEST_F(CompressTest, HelpersFitUnitsAndChangeNothing) {
   const auto a = must(MappedFile::open(alone.output)), b = must(MappedFile::open(first.output));
   EXPECT_TRUE(std::ranges::equal(a->bytes(), b->bytes()));
   EXPECT_FALSE(std::filesystem::exists(first.output + ".work"));
+}
+
+// Tuning is a stage of the main job, and a job of its own for a file that is there already.
+class CompressAndTune : public CompressTest {};
+
+TEST_F(CompressAndTune, KeepsTheBudgetAndSaysWhatItGained) {
+  CompressRequest r = request(lm_s_, "tuned.pith");
+  r.budget = {Budget::Kind::size, 700e3};
+  r.tune_steps = 3, r.tune_batch = 8;
+  const Report report = compress(r);
+  EXPECT_LE(std::filesystem::file_size(r.output), 700'000u);
+  ASSERT_EQ(report.notes.size(), 1u);
+  double before = 0, after = 0;
+  long tokens = 0;
+  ASSERT_EQ(std::sscanf(report.notes[0].c_str(),
+                        "tuned by distillation: KL on %ld held-out calibration tokens %lf before, %lf after", &tokens,
+                        &before, &after),
+            3)
+      << report.notes[0];
+  EXPECT_GT(before, 0.01);
+  EXPECT_LT(after, before);
+}
+
+TEST_F(CompressAndTune, TunesAFileThatIsThereAlreadyInItsOwnForm) {
+  for (const std::string ending : {".pith", ".gguf"}) {
+    CompressRequest first = request(lm_s_, "plain" + ending);
+    first.allow = {ending == ".pith" ? MethodSpec{"ec", "step=0.001"} : MethodSpec{"gguf", "type=Q2_K"}};
+    compress(first);
+    CompressRequest r = request(lm_s_, "tuned" + ending);
+    r.base = first.output;
+    r.tune_steps = 2, r.tune_batch = 4;
+    const Report report = compress(r);
+    EXPECT_EQ(report.notes.size(), 1u);
+    EXPECT_LE(std::filesystem::file_size(r.output), std::filesystem::file_size(first.output));
+    const Model before = must(open_model(first.output)), after = must(open_model(r.output));
+    int moved = 0;
+    for (const ModelTensor& t : before.tensors) {
+      EXPECT_EQ(after.find(t.name)->node->kind(), t.node->kind()) << t.name;
+      moved += decode_all(*after.find(t.name)->node) != decode_all(*t.node) ? 1 : 0;
+    }
+    EXPECT_GT(moved, 30) << ending;
+  }
+}
+
+TEST_F(CompressAndTune, WrongQuestionsFailBeforeTheWork) {
+  const auto refused = [](const CompressRequest& r, const std::string& part) {
+    try {
+      compress(r);
+      ADD_FAILURE() << "not refused: " << part;
+    } catch (const Failure& failure) {
+      EXPECT_NE(failure.error().message.find(part), std::string::npos) << failure.error().message;
+    }
+  };
+  CompressRequest r = request(lm_s_, "out.pith");
+  r.budget = {Budget::Kind::size, 700e3};
+  r.device = "cuda";
+  refused(r, "--tune");
+  r.tune_steps = 1;
+  r.device = "abacus";
+  refused(r, "'abacus'");
+  r.device = "cpu";
+  r.calibration = path("short.txt");
+  must(write_file(r.calibration, must(read_text(request("", "").calibration, 1 << 20)).substr(0, 500), true));
+  refused(r, "two sequences");
+  EXPECT_FALSE(std::filesystem::exists(r.output));
 }
 
 }  // namespace

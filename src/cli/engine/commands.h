@@ -8,6 +8,8 @@
 namespace pith {
 
 int compress_command(const Arguments& arguments);
+/// `pith tune MODEL --compressed FILE …`.
+int tune_command(const Arguments& arguments);
 /// `pith <family> <method> MODEL …`.
 int method_command(std::string_view family, const Arguments& arguments);
 int claim_command(const Arguments& arguments);

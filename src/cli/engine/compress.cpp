@@ -15,6 +15,9 @@
 
 namespace pith {
 
+/// What 'pith tune' does when it is not told.
+static constexpr int64_t kTuneSteps = 300;
+
 void CompressOptions::add_to(CLI::App& app, const Method* method) {
   const auto add_budget = [&](const std::string& name, std::string& value, const char* type, const char* help) {
     if (method != nullptr)
@@ -46,6 +49,18 @@ void CompressOptions::add_to(CLI::App& app, const Method* method) {
       ->capture_default_str()
       ->check(CLI::Range(8, 1 << 20))
       ->type_name("N");
+  app.add_option("--tune", request.tune_steps,
+                 "Steps of tuning by distillation afterwards: less loss in the same bytes, for a lot of time (0: none)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 24))
+      ->type_name("STEPS");
+  app.add_option("--tune-batch", request.tune_batch, "Sequences of calibration text in a step of tuning")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 16))
+      ->type_name("N");
+  app.add_option("--device", request.device, "Where the tuning runs: cpu, or cuda when libtorch has it")
+      ->capture_default_str()
+      ->type_name("DEVICE");
   app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str()->type_name("N");
   app.add_option("--eval", eval, "Held-out texts to measure on, with commas; default: the built-in ones")
       ->type_name("FILES");
@@ -191,6 +206,23 @@ int compress_command(const Arguments& arguments) {
   options.request.allow = must(parse_allow(allow).context("--allow"));
   if (options.request.budget.kind == Budget::Kind::none && options.request.plan.empty())
     throw Failure(user_error("compress needs a budget: --size, --ram, --bits or --max-loss (or a --plan)"));
+  return run_compression(options);
+}
+
+int tune_command(const Arguments& arguments) {
+  CompressOptions options;
+  const auto app =
+      new_app("tune", "Tunes a compressed model towards its original by distillation: less loss in the same bytes.",
+              "pith tune SmolLM2.gguf --compressed small.pith --tune 400 -o better.pith");
+  options.add_to(*app);
+  app->add_option("--compressed", options.request.base, "The compressed model; MODEL is the original")
+      ->required()
+      ->type_name("FILE");
+  if (const auto code = parse_arguments(*app, arguments)) return *code;
+  options.finish("tune", arguments);
+  if (options.request.budget.kind != Budget::Kind::none)
+    throw Failure(user_error("tune keeps the size of the compressed model; leave the budget out"));
+  if (options.request.tune_steps == 0) options.request.tune_steps = kTuneSteps;
   return run_compression(options);
 }
 

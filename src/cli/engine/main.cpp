@@ -1,6 +1,9 @@
 // pith-engine: the commands that need tensors. `pith` replaces itself by this program for them.
+#include <cstdio>
+#include <cstdlib>
+
 #include "cli/engine/commands.h"
-#include "tensor/tensor.h"
+#include "tensor/device.h"
 
 namespace {
 
@@ -16,13 +19,17 @@ const pith::Command kCommands[] = {
     {"quantize", kMake, "Run one quantization method on purpose", quantize},
     {"factorize", kMake, "Run one low-rank method on purpose", factorize},
     {"prune", kMake, "Run one pruning method on purpose", prune},
+    {"tune", kMake, "Tune a compressed model towards its original: less loss in the same bytes", pith::tune_command},
     {"claim", kLook, "Rerun a paper's central claim, seeded, and compare with the ledger", pith::claim_command},
 };
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return pith::run_program(argc, argv, kCommands, [](const pith::Command& command, int, char**) {
+  const int code = pith::run_program(argc, argv, kCommands, [](const pith::Command& command, int, char**) {
     return pith::fail(pith::bug_error("pith-engine has no command '" + std::string(command.name) + "'"));
   });
+  if (!pith::cuda_is_loaded()) return code;
+  std::fflush(nullptr);
+  std::_Exit(code);
 }

@@ -21,6 +21,7 @@ const pith::Command kCommands[] = {
     {"quantize", kMake, "Run one quantization method on purpose", nullptr},
     {"factorize", kMake, "Run one low-rank method on purpose", nullptr},
     {"prune", kMake, "Run one pruning method on purpose", nullptr},
+    {"tune", kMake, "Tune a compressed model towards its original: less loss in the same bytes", nullptr},
     {"generate", kUse, "Write an answer to a prompt", pith::generate_command},
     {"export", kUse, "Write a model for other programs (GGUF, Hugging Face)", pith::export_command},
     {"inspect", kLook, "Show what a model file holds, tensor by tensor", pith::inspect_command},
