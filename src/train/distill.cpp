@@ -123,9 +123,23 @@ class Distiller {
  private:
   static Moving fresh(const Tensor& like) { return {at::zeros_like(like.detach()), at::zeros_like(like.detach())}; }
 
+  /// Calls body for each matrix, on the CPU with one thread each.
+  void each_matrix(const std::function<void(int64_t i, const std::string& name, Tunable& m)>& body) const {
+    std::vector<std::pair<const std::string*, Tunable*>> list;
+    for (const auto& [name, m] : matrices_) list.emplace_back(&name, m.get());
+    const auto one = [&](int64_t i) {
+      body(i, *list[static_cast<size_t>(i)].first, *list[static_cast<size_t>(i)].second);
+    };
+    const auto count = static_cast<int64_t>(list.size());
+    if (!o_.device.is_cuda()) return parallel_tasks(count, one);
+    for (int64_t i = 0; i < count; ++i) one(i);
+  }
+
   double bits() const {
+    std::vector<double> each(matrices_.size());
+    each_matrix([&](int64_t i, const std::string&, Tunable& m) { each[static_cast<size_t>(i)] = m.bits(); });
     double sum = 0;
-    for (const auto& [name, m] : matrices_) sum += m->bits();
+    for (const double b : each) sum += b;
     return sum;
   }
 
@@ -170,11 +184,13 @@ class Distiller {
       return kl.item<double>();
     };
     const auto add = [&](TensorMap& grads) {
-      for (auto& [name, g] : grads)
+      for (auto& [name, g] : grads) {
+        if (!g.defined()) continue;  // an expert that no token chose
         if (Tensor& sum = gradients[name]; sum.defined())
           sum.add_(g);
         else
           sum = g;
+      }
     };
     double total = 0;
     if (gpu) {
@@ -220,27 +236,24 @@ class Distiller {
     const double warmth = cosine_rate(out_.steps, std::max<int64_t>(1, o_.steps / 20), o_.steps, 1, 0);
     // Continuous numbers inside a representation get their gradient through its values.
     for (const auto& [name, m] : matrices_)
-      if (!m->continuous().empty()) leaves.at(name).backward(gradients.at(name));
+      if (const auto g = gradients.find(name); g != gradients.end() && !m->continuous().empty())
+        leaves.at(name).backward(g->second);
     const at::NoGradGuard no_grad;
-    std::vector<std::pair<const std::string*, Tunable*>> list;
-    for (const auto& [name, m] : matrices_) list.emplace_back(&name, m.get());
-    const auto move = [&](int64_t i) {
-      const auto& [name, m] = list[static_cast<size_t>(i)];
+    each_matrix([&](int64_t, const std::string& name, Tunable& m) {
+      const auto g = gradients.find(name);
+      if (g == gradients.end()) return;
       int c = 0;
-      for (Tensor& x : m->continuous()) {
-        x.sub_(direction(fmt::format("{}.{}", *name, c++), x.grad(), 0.9) * x.abs(), o_.vector_rate * warmth);
+      for (Tensor& x : m.continuous()) {
+        x.sub_(direction(fmt::format("{}.{}", name, c++), x.grad(), 0.9) * x.abs(), o_.vector_rate * warmth);
         x.mutable_grad() = Tensor();
       }
-      const Tensor unit = m->unit();
-      buffer_.at(*name).sub_(direction(*name, gradients.at(*name) * unit, o_.beta1) * unit, o_.rate * warmth);
-      m->project(buffer_.at(*name), price_);
-    };
-    const auto count = static_cast<int64_t>(list.size());
-    if (o_.device.is_cuda())
-      for (int64_t i = 0; i < count; ++i) move(i);
-    else
-      parallel_tasks(count, move);
-    for (auto& [name, v] : vectors_) v.sub_(direction(name, gradients.at(name), 0.9), o_.vector_rate * warmth);
+      const Tensor unit = m.unit();
+      buffer_.at(name).sub_(direction(name, g->second * unit, o_.beta1) * unit, o_.rate * warmth);
+      m.project(buffer_.at(name), price_);
+    });
+    for (auto& [name, v] : vectors_)
+      if (const auto g = gradients.find(name); g != gradients.end())
+        v.sub_(direction(name, g->second, 0.9), o_.vector_rate * warmth);
     if (aim_ > 0) price_ = std::clamp(price_ * std::exp(std::min(0.1, 10 * (bits() / aim_ - 1))), 1e-3, 10.0);
     return kl;
   }
