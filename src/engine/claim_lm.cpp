@@ -137,9 +137,7 @@ NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& 
       });
       for (size_t k = 0; k < group.size(); ++k) {
         const NodePtr& node = nodes[k];
-        Tensor decoded = at::empty({node->rows(), node->cols()}, at::kFloat);
-        node->decode_rows(0, node->rows(), decoded.data_ptr<float>());
-        session.replace(group[k].name, decoded);
+        session.replace(group[k].name, decoded(*node));
         out[group[k].name] = node;
       }
     }

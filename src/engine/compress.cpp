@@ -121,6 +121,9 @@ class Compressor {
     if (!request.plan.empty()) plan_ = must(read_plan(request.plan, Limits{}, check_spec));
     model_ = must(open_model(request.input));
     targets_ = compressible(model_.config);
+    if (request_.measured_sensitivity && (request_.allow.empty() || request_.budget.kind == Budget::Kind::none))
+      throw Failure(
+          user_error("--sensitivity measured judges options against each other: it needs --allow and a budget"));
     input_bytes_ = input_size(model_, request.input);
     check_budget();
     if (plan_) check_plan();
@@ -216,6 +219,8 @@ class Compressor {
   std::vector<Recipe> allowed_options();
   std::vector<Done> measure_options(const std::vector<Recipe>& options, const std::vector<size_t>& which, bool commit,
                                     std::vector<KnapsackUnit>& units);
+  void scale_by_measured(const std::vector<size_t>& which, std::vector<Done>& results,
+                         std::vector<KnapsackUnit>& units);
   uint64_t overhead(const std::vector<size_t>& which) const;
   Done solve_knapsack();
   /// Block types a target may get (nullopt: stays as it is), with their costs; of embedding and head the loss is that
@@ -591,9 +596,7 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
         const Target& t = targets_[group[k]];
         done.unit[group[k]] = name_of(group[k]);
         done.loss[group[k]] = units[k].loss;
-        Tensor values = at::empty({t.rows, t.cols}, at::kFloat);
-        units[k].node->decode_rows(0, t.rows, values.data_ptr<float>());
-        session.replace(t.name, values);
+        session.replace(t.name, decoded(*units[k].node));
       }
       finished += group.size();
       if (!progress_.step({"quantize", fmt::format("block {}", layer), finished, which.size()}))
@@ -787,6 +790,48 @@ std::vector<Compressor::Done> Compressor::measure_options(const std::vector<Reci
   return results;
 }
 
+/// Sequences of calibration text on which a single matrix is judged.
+static constexpr int64_t kSensitivitySequences = 2;
+
+/// Scales predicted losses, matrix by matrix, so that the one of its middle option is what that option costs alone.
+void Compressor::scale_by_measured(const std::vector<size_t>& which, std::vector<Done>& results,
+                                   std::vector<KnapsackUnit>& units) {
+  const Tensor text = calibration_.tokens.slice(0, 0, kSensitivitySequences).to(at::kInt).contiguous();
+  const std::span<const int32_t> tokens(text.const_data_ptr<int32_t>(), static_cast<size_t>(text.numel()));
+  std::vector<std::string> names;  // of the units that keep what was found
+  std::vector<size_t> middle, missing;
+  std::vector<std::pair<std::string, std::function<NodePtr()>>> nodes;
+  for (size_t k = 0; k < which.size(); ++k) {
+    std::vector<size_t> order(units[k].size());
+    for (size_t o = 0; o < order.size(); ++o) order[o] = o;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return units[k][a].bytes < units[k][b].bytes; });
+    middle.push_back(order[order.size() / 2]);
+    const Done& result = results[middle[k]];
+    names.push_back("alone|" + result.unit[which[k]]);
+    if (work_->has(names[k])) continue;
+    missing.push_back(k);
+    nodes.emplace_back(targets_[which[k]].name, [this, &result, i = which[k]] { return node_of(result, i); });
+  }
+  uint64_t done = which.size() - missing.size();
+  measure_alone(model_, nodes, tokens, text.size(1), pool_, [&](size_t m, double kl) {
+    must(work_->commit(names[missing[m]], std::as_bytes(std::span(&kl, 1))));
+    return progress_.step({"sensitivity", nodes[m].first, ++done, which.size()});
+  });
+  if (done < which.size()) throw Failure(user_error("stopped; the same command continues from here"));
+  for (size_t k = 0; k < which.size(); ++k) {
+    double kl = 0;
+    std::memcpy(&kl, must(work_->read(names[k])).data(), sizeof kl);
+    const double predicted = units[k][middle[k]].loss;
+    if (!(predicted > 0) || !(kl > 0)) continue;
+    for (size_t o = 0; o < units[k].size(); ++o) {
+      units[k][o].loss *= kl / predicted;
+      results[o].loss[which[k]] = units[k][o].loss;
+    }
+  }
+  stage("sensitivity");
+}
+
 /// About what a file takes beside these targets.
 uint64_t Compressor::overhead(const std::vector<size_t>& which) const {
   uint64_t rest = 4096 + 256 * model_.tensors.size();
@@ -800,8 +845,9 @@ Compressor::Done Compressor::solve_knapsack() {
   const std::vector<Recipe> options = allowed_options();
   const std::vector<size_t> which = all_targets();
   std::vector<KnapsackUnit> units;
-  const std::vector<Done> results = measure_options(options, which, true, units);
+  std::vector<Done> results = measure_options(options, which, true, units);
   stage("measure options");
+  if (request_.measured_sensitivity) scale_by_measured(which, results, units);
   const uint64_t overhead = this->overhead(which);
   curve_ = must(budget_curve(units, 40));
   for (CurvePoint& p : curve_) p.bytes += overhead;
@@ -1281,9 +1327,9 @@ std::string Compressor::plan_hash() {
       .add(plan_ ? plan_->hash() : "")
       .add(base_ ? base_->content_hash() : "")
       .add(calibration_source(request_.calibration))
-      .add(fmt::format("{} {} {} {} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
-                       request_.sequence_length, request_.seed, request_.embeddings, gguf_, request_.tune_steps,
-                       request_.tune_batch, request_.device))
+      .add(fmt::format("{} {} {} {} {} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
+                       request_.sequence_length, request_.seed, request_.embeddings, gguf_, request_.measured_sensitivity,
+                       request_.tune_steps, request_.tune_batch, request_.device))
       .hex();
 }
 

@@ -19,6 +19,9 @@ struct CompressRequest {
   /// Empty: the output format's own default, `ec` or `gguf`. One entry without a budget: exactly that for every matrix
   /// of the blocks. Several, or one with a budget: what the solver may choose from.
   std::vector<MethodSpec> allow;
+  /// With several options to choose from: scale each matrix's predicted losses by what one of its options really costs,
+  /// measured on calibration text, one matrix at a time.
+  bool measured_sensitivity = false;
   std::string plan;  ///< path of a plan to follow instead of solving one
   std::string base;  ///< for methods that mend an already compressed model: that model (input is the original)
   /// Steps of tuning by distillation (train/distill.h) after compressing; 0: none. With `base` and no method, that is

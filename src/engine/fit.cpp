@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "maths/linalg.h"
+#include "maths/sparse_fit.h"
+#include "represent/dense.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -12,6 +14,18 @@ const Fit* find_fit(std::string_view name) {
   for (const Fit* fit : all_fits())
     if (fit->name == name) return fit;
   return nullptr;
+}
+
+Tensor decoded(const Node& node) {
+  Tensor values = at::empty({node.rows(), node.cols()}, at::kFloat);
+  node.decode_rows(0, node.rows(), values.data_ptr<float>());
+  return values;
+}
+
+NodePtr dense_node(const Tensor& matrix) {
+  const Tensor m = matrix.to(at::kFloat).contiguous();
+  const std::span<const float> values(m.const_data_ptr<float>(), static_cast<size_t>(m.numel()));
+  return must(Dense::from(value_type(m.abs().max().item<float>()), m.size(0), m.size(1), values));
 }
 
 Tensor usable_weight(const FitJob& job) {

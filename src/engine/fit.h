@@ -50,6 +50,11 @@ Tensor input_moments(const FitJob& job);
 Tensor walk_factor(const FitJob& job, double damp);
 Tensor input_squares(const FitJob& job);
 
+/// All values of a node, [rows, cols] fp32.
+Tensor decoded(const Node& node);
+/// A matrix as a Dense leaf of fp16, or fp32 where fp16 is too narrow for its values.
+NodePtr dense_node(const Tensor& matrix);
+
 /// Second-order prediction of the harm: 1/2 sum over rows of G_r dW_r H dW_r^T, nats a token of mean KL when G is known
 /// (engine/calibrate.h); G = 1 and H = I where unknown.
 double predicted_loss(const FitJob& job, const Node& node);

@@ -151,6 +151,7 @@ double measured_loss(const Model& before, const Model& after, const std::vector<
     if (tokens.empty()) continue;
     EvalOptions options;
     options.context = chunk_length(before);
+    if (before.tokenizer.add_bos) options.bos = pair.tokenizer.bos();
     const ComparisonResult c = must(compare(*pair.after, *pair.before, tokens, options, pool, progress));
     log_ratio += std::log(c.ratio) * static_cast<double>(c.model.tokens);
     weight += static_cast<double>(c.model.tokens);
@@ -159,6 +160,21 @@ double measured_loss(const Model& before, const Model& after, const std::vector<
     throw Failure(
         user_error("--max-loss needs held-out text to measure on; give --eval FILE with at least 512 tokens"));
   return std::expm1(log_ratio / weight);
+}
+
+void measure_alone(const Model& model, const std::vector<std::pair<std::string, std::function<NodePtr()>>>& nodes,
+                   std::span<const int32_t> tokens, int64_t length, ThreadPool& pool,
+                   const std::function<bool(size_t i, double kl)>& found) {
+  const LmOptions load{.streamed = model.bits().total() / 4 > kLoadedBytes};
+  const auto reference = must(Lm::load(model, load, pool, quiet_progress()));
+  EvalOptions options;
+  options.context = length;
+  options.full_window = true;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const auto changed =
+        must(Lm::load(with_nodes(model, {{nodes[i].first, nodes[i].second()}}), load, pool, quiet_progress()));
+    if (!found(i, must(compare(*changed, *reference, tokens, options, pool, quiet_progress())).mean_kl)) return;
+  }
 }
 
 std::string short_report(const Report& report) {

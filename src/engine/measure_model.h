@@ -1,7 +1,10 @@
 // What a compressed model lost, measured with the torch-free runtime that its users run.
 #pragma once
 
+#include <functional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/progress.h"
@@ -27,6 +30,12 @@ void measure_model(const Model& before, const Model& after, const std::vector<st
 /// Perplexity ratio - 1 over a few chunks of all texts together: the loss that `--max-loss` bounds.
 double measured_loss(const Model& before, const Model& after, const std::vector<std::string>& paths, ThreadPool& pool,
                      Progress& progress);
+
+/// Mean KL (nats a token) that each of `nodes` alone, in place of the model's own tensor of that name, costs on
+/// `tokens` [sequences][length]. `found(i, kl)` hears of each, in order, and may say false to stop.
+void measure_alone(const Model& model, const std::vector<std::pair<std::string, std::function<NodePtr()>>>& nodes,
+                   std::span<const int32_t> tokens, int64_t length, ThreadPool& pool,
+                   const std::function<bool(size_t i, double kl)>& found);
 
 /// The part of a report that a model file carries (sizes and measured losses), as compact JSON.
 std::string short_report(const Report& report);

@@ -185,7 +185,7 @@ Status write_huggingface_folder(const std::string& folder, const LmConfig& confi
 
 Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
                          const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
-                         bool overwrite) {
+                         bool overwrite, const std::function<Status(const std::string& folder)>& more) {
   const auto specs = expected_tensors(config);
   std::vector<SafetensorsDecl> decls;
   for (const auto& s : specs) decls.push_back({s.name, type, s.shape});
@@ -206,7 +206,8 @@ Status write_huggingface(const std::string& folder, const LmConfig& config, cons
         PITH_TRY(writer.write(bytes));
       }
     }
-    return writer.finish();
+    PITH_TRY(writer.finish());
+    return more ? more(fs::path(file).parent_path().string()) : Status();
   };
   return write_huggingface_folder(folder, config, tokenizer, type, json::object(), write_weights, overwrite);
 }

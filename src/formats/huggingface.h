@@ -37,10 +37,10 @@ Result<HfModel> open_huggingface(const std::string& path, const Limits& limits);
 /// Writes a folder that transformers loads: the parts go to a temporary folder beside it, which is renamed at the end.
 /// `rows(spec, r0, r1, out)` gives fp32 values of rows of the tensors of expected_tensors(config), in order, some rows
 /// at a time (a vector is one row). `type`: f16, bf16 or f32. An existing folder is replaced only with `overwrite`, and
-/// only when it has a config.json.
+/// only when it has a config.json. `more` may write other files into the temporary folder that it is given.
 Status write_huggingface(const std::string& folder, const LmConfig& config, const TokenizerSpec& tokenizer, DType type,
                          const std::function<Status(const TensorSpec&, int64_t r0, int64_t r1, float* out)>& rows,
-                         bool overwrite);
+                         bool overwrite, const std::function<Status(const std::string& folder)>& more = {});
 
 /// The same with weights of any layout: `write_weights` writes model.safetensors at the path it is given; `type` is
 /// what config.json says of plain tensors; the members of `more_config` (quantization_config) are added to config.json.

@@ -22,4 +22,10 @@ struct LowRankFit {
 LowRankFit wsvd(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank,
                 const std::string& what = "matrix", double floor = 1.1920929e-07);
 
+/// The same nearly, at the cost of a few products with the matrix: a randomised SVD with 10 columns more than the rank
+/// and two power iterations (Halko, Martinsson, Tropp 2011, arXiv 0909.4061). `spectrum` holds the singular values
+/// found, rank of them. The same seed gives the same factors.
+LowRankFit wsvd_random(const Tensor& w, const Tensor& left, const Tensor& right, int64_t rank, uint64_t seed,
+                       const std::string& what = "matrix", double floor = 1.1920929e-07);
+
 }  // namespace pith

@@ -222,6 +222,11 @@ TEST_F(BadInputTest, SharesThatDoNotExist) {
     fails({"compress", good, "--bits", "4", "-o", out, "--units", units}, 2, "is not I/N");
 }
 
+TEST_F(BadInputTest, SensitivityWithNothingToChoose) {
+  fails({"compress", good, "--bits", "4", "-o", out, "--sensitivity", "measured"}, 2, "needs --allow");
+  fails({"compress", good, "--bits", "4", "-o", out, "--sensitivity", "guessed"}, 2, "--sensitivity");
+}
+
 TEST_F(BadInputTest, FullDisks) {
   const std::string disk = root / "disk";
   fs::create_directory(disk);

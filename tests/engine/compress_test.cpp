@@ -107,6 +107,28 @@ TEST_F(CompressTest, PreflightOfAGgufBudgetForetellsSizeAndLoss) {
   EXPECT_FALSE(std::filesystem::exists(r.output));
 }
 
+// lm-s at 3.2 bits out of two methods, weighed both ways: the same bytes within a percent, other choices, a smaller
+// distance between what is foretold and what one matrix alone really costs.
+TEST_F(CompressTest, MeasuredSensitivityScalesPredictedLosses) {
+  CompressRequest r = request(lm_s_, "predicted.pith");
+  r.budget = {Budget::Kind::bits, 4.0};
+  r.allow = {{"rtn", "bits=3,group=64"}, {"rtn", "bits=4,group=64"}, {"rtn", "bits=6,group=64"}};
+  const Report predicted = compress(r);
+  r.output = path("measured.pith");
+  r.measured_sensitivity = true;
+  const Report measured = compress(r);
+  const auto target = 4.0 / 8 * static_cast<double>(must(open_model(lm_s_)).parameters());
+  for (const Report* report : {&predicted, &measured}) {
+    EXPECT_LE(static_cast<double>(report->after.file_bytes), target);
+    EXPECT_GE(static_cast<double>(report->after.file_bytes), 0.98 * target);
+  }
+  ASSERT_TRUE(predicted.predicted_loss && measured.predicted_loss);
+  EXPECT_NE(*predicted.predicted_loss, *measured.predicted_loss);
+  // Second-order prediction is right within a small factor, so scaling by measurements moves it little.
+  EXPECT_GT(*measured.predicted_loss, 0.3 * *predicted.predicted_loss);
+  EXPECT_LT(*measured.predicted_loss, 3 * *predicted.predicted_loss);
+}
+
 // The first unit of the one waits for the first of the other, so that both have something to do.
 struct Pace {
   std::mutex mutex;

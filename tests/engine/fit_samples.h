@@ -46,11 +46,7 @@ inline NodePtr fit(const std::string& name, const std::string& options, const Te
   return find_fit(name)->run(job, options_of(*find_method(name), options));
 }
 
-inline Tensor decoded(const Node& node) {
-  Tensor values = at::empty({node.rows(), node.cols()}, at::kFloat);
-  node.decode_rows(0, node.rows(), values.data_ptr<float>());
-  return values;
-}
+using pith::decoded;
 
 /// Sum over rows of dW H dW^T.
 inline double output_error(const Tensor& weight, const Node& node, const Moments& moments) {

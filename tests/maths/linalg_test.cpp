@@ -126,6 +126,21 @@ TEST(Wsvd, ErrorIsTheTailOfTheSpectrum) {
   }
 }
 
+TEST(Wsvd, RandomisedIsCloseToTheExactOne) {
+  const Tensor w = random_matrix(60, 100, 4), c = covariance(100, 5), l = at::rand({60}, at::kDouble) + 0.1;
+  const Tensor root = square_root(c).root;
+  const auto error = [&](const LowRankFit& f) {
+    return (l.sqrt().unsqueeze(1) * at::mm(w - at::mm(f.a, f.b), root)).square().sum().item<double>();
+  };
+  for (const int64_t rank : {1, 8, 32, 60}) {
+    const LowRankFit exact = wsvd(w, l, c, rank), random = wsvd_random(w, l, c, rank, 7);
+    EXPECT_EQ(random.spectrum.size(0), rank);
+    EXPECT_GE(error(random), error(exact) * (1 - 1e-9) - 1e-12);
+    EXPECT_LE(error(random), error(exact) * 1.03 + 1e-9) << rank;
+    EXPECT_TRUE(random.a.equal(wsvd_random(w, l, c, rank, 7).a));
+  }
+}
+
 TEST(Wsvd, FullRankGivesTheMatrixBack) {
   const Tensor w = random_matrix(9, 6, 4);
   for (const Tensor& right : {Tensor(), covariance(6, 8), at::rand({6}, at::kDouble) + 0.5}) {

@@ -3,10 +3,8 @@
 #include "engine/fit.h"
 #include "engine/grid_options.h"
 #include "maths/grid_fit.h"
-#include "maths/sparse_fit.h"
 #include "maths/wsvd.h"
 #include "represent/combine.h"
-#include "represent/dense.h"
 #include "represent/field.h"
 #include "represent/grid.h"
 #include "represent/low_rank.h"
@@ -14,18 +12,6 @@
 
 namespace pith {
 namespace {
-
-Tensor decoded(const Node& node) {
-  Tensor values = at::empty({node.rows(), node.cols()}, at::kFloat);
-  node.decode_rows(0, node.rows(), values.data_ptr<float>());
-  return values;
-}
-
-NodePtr dense(const Tensor& factor) {
-  const Tensor f = factor.to(at::kFloat).contiguous();
-  const std::span<const float> values(f.const_data_ptr<float>(), static_cast<size_t>(f.numel()));
-  return must(Dense::from(value_type(largest_size(f)), f.size(0), f.size(1), values));
-}
 
 // A [r, in]: symmetric grid in groups of 128.
 NodePtr quantised_rows(const Tensor& factor, unsigned bits) {
@@ -93,8 +79,8 @@ NodePtr run(const FitJob& job, const Options& options) {
 
   NodePtr left, right;
   if (bits == 16) {
-    left = dense(b);
-    right = dense(a);
+    left = dense_node(b);
+    right = dense_node(a);
   } else {
     right = quantised_rows(a, bits);
     const Tensor rounded = decoded(*right).to(at::kDouble);

@@ -35,13 +35,8 @@ NodePtr fit(const Data& d, const std::string& options, Tensor cross = {}) {
   return find_fit("gguf")->run(job, must(Options::parse(options, find_method("gguf")->params)));
 }
 
-Tensor decoded(const NodePtr& node) {
-  std::vector<float> values = decode_all(*node);
-  return at::from_blob(values.data(), {node->rows(), node->cols()}, at::kFloat).clone();
-}
-
 double output_error(const Tensor& x, const Tensor& target, const NodePtr& node) {
-  return at::pow(target - at::mm(x, decoded(node).t()), 2).mean().item<double>();
+  return at::pow(target - at::mm(x, decoded(*node).t()), 2).mean().item<double>();
 }
 
 TEST(Gguf, WalkBeatsPlainRoundingInEveryType) {
@@ -68,7 +63,7 @@ TEST(Gguf, TheOrderOfTheWalkLeavesEveryWeightInItsPlace) {
   d.moments = Moments();
   d.moments.add(d.x);
   for (const char* type : {"Q2_K", "Q3_K", "Q6_K", "Q4_0"}) {
-    const Tensor sorted = decoded(fit(d, std::string("type=") + type));
+    const Tensor sorted = decoded(*fit(d, std::string("type=") + type));
     // Far more than rounding would show up if columns or scales of blocks were mixed up.
     const double off = at::pow(sorted - d.weight, 2).mean().item<double>() / at::pow(d.weight, 2).mean().item<double>();
     EXPECT_LT(off, 0.35) << type;

@@ -198,12 +198,20 @@ int compress_command(const Arguments& arguments) {
               "pith compress SmolLM2.gguf --size 60MB -o small.pith --report report.html");
   options.add_to(*app);
   app->add_option("--allow", allow, "Methods the solver may choose from: 'gptq:bits=2..4;spqr'")->type_name("METHODS");
+  std::string sensitivity = "predicted";
+  app->add_option("--sensitivity", sensitivity,
+                  "Losses by which --allow's options are weighed: 'predicted', or scaled by what one option of each "
+                  "matrix costs alone on calibration text, 'measured' (slow)")
+      ->check(CLI::IsMember({"predicted", "measured"}))
+      ->capture_default_str()
+      ->type_name("HOW");
   app->add_option("--plan", options.request.plan,
                   "Follow this plan instead of solving one; 'pith inspect --plan' prints that of a .pith file")
       ->type_name("FILE");
   if (const auto code = parse_arguments(*app, arguments)) return *code;
   options.finish("compress", arguments);
   options.request.allow = must(parse_allow(allow).context("--allow"));
+  options.request.measured_sensitivity = sensitivity == "measured";
   if (options.request.budget.kind == Budget::Kind::none && options.request.plan.empty())
     throw Failure(user_error("compress needs a budget: --size, --ram, --bits or --max-loss (or a --plan)"));
   return run_compression(options);

@@ -1,8 +1,9 @@
-// pith export FILE --to gguf|hf|compressed-tensors -o OUT: the same model for other programs.
+// pith export FILE --to gguf|hf|compressed-tensors|peft -o OUT: the same model for other programs.
 #include "cli/pith/commands.h"
 #include "formats/dtype.h"
 #include "plan/size.h"
 #include "runtime/export_compressed_tensors.h"
+#include "runtime/export_peft.h"
 #include "runtime/model_file.h"
 
 namespace pith {
@@ -10,16 +11,17 @@ namespace pith {
 int export_command(const Arguments& arguments) {
   std::string path, to, output, dtype = "f16";
   bool force = false;
-  const auto app = new_app("export",
-                           "Writes a model for other programs: a GGUF for llama.cpp (tensors on ggml's grids stay as "
-                           "they are), a Hugging Face "
-                           "folder with every tensor decoded, or a compressed-tensors folder for transformers and vLLM "
-                           "(uniform grids stay packed).",
-                           "pith export small.pith --to hf -o small-hf");
+  const auto app =
+      new_app("export",
+              "Writes a model for other programs: a GGUF for llama.cpp (tensors on ggml's grids stay as "
+              "they are), a Hugging Face "
+              "folder with every tensor decoded, a compressed-tensors folder for transformers and vLLM "
+              "(uniform grids stay packed), or a folder with the low-rank parts as a LoRA adapter of PEFT.",
+              "pith export small.pith --to hf -o small-hf");
   app->add_option("FILE", path, "Model: .pith, .gguf, .safetensors or Hugging Face folder")->required();
-  app->add_option("--to", to, "gguf, hf or compressed-tensors")
+  app->add_option("--to", to, "gguf, hf, compressed-tensors or peft")
       ->required()
-      ->check(CLI::IsMember({"gguf", "hf", "compressed-tensors"}))
+      ->check(CLI::IsMember({"gguf", "hf", "compressed-tensors", "peft"}))
       ->type_name("FORMAT");
   app->add_option("-o,--output", output, "File or folder to write")->required()->type_name("OUT");
   app->add_option("--dtype", dtype, "Numbers of a folder: f16, bf16 or f32 [f16]")
@@ -36,6 +38,8 @@ int export_command(const Arguments& arguments) {
     status = write_gguf_model(*model, output, force);
   } else if (to == "hf") {
     status = write_hf_folder(*model, output, type, force);
+  } else if (to == "peft") {
+    status = write_peft(*model, output, type, force);
   } else {
     status = write_compressed_tensors(*model, output, type, force);
   }
