@@ -19,7 +19,9 @@ namespace {
 using nlohmann::json;
 
 // "model.layers.0.self_attn.q_proj" of its weight's name.
-std::string module_of(const std::string& tensor) { return tensor.substr(0, tensor.size() - std::string_view(".weight").size()); }
+std::string module_of(const std::string& tensor) {
+  return tensor.substr(0, tensor.size() - std::string_view(".weight").size());
+}
 
 struct Split {
   NodePtr base;
@@ -59,9 +61,17 @@ json adapter_config(const std::map<std::string, Split>& parts) {
   json ranks = json::object();  // of modules that differ
   for (const auto& [name, part] : parts)
     if (part.path->rank() != rank) ranks[module_of(name)] = part.path->rank();
-  return {{"peft_type", "LORA"},   {"task_type", "CAUSAL_LM"}, {"r", rank},          {"lora_alpha", rank},
-          {"rank_pattern", ranks}, {"alpha_pattern", ranks},   {"lora_dropout", 0.0}, {"bias", "none"},
-          {"fan_in_fan_out", false}, {"inference_mode", false}, {"target_modules", targets},
+  return {{"peft_type", "LORA"},
+          {"task_type", "CAUSAL_LM"},
+          {"r", rank},
+          {"lora_alpha", rank},
+          {"rank_pattern", ranks},
+          {"alpha_pattern", ranks},
+          {"lora_dropout", 0.0},
+          {"bias", "none"},
+          {"fan_in_fan_out", false},
+          {"inference_mode", false},
+          {"target_modules", targets},
           {"base_model_name_or_path", ".."}};
 }
 
@@ -84,7 +94,8 @@ Status write_adapter(const std::map<std::string, Split>& parts, const std::strin
     decls.push_back({module + ".lora_A.weight", dtype, {part.path->rank(), part.path->cols()}});
     decls.push_back({module + ".lora_B.weight", dtype, {part.path->rows(), part.path->rank()}});
   }
-  PITH_ASSIGN(auto writer, SafetensorsWriter::create(folder + "/adapter_model.safetensors", decls, {{"format", "pt"}}, true));
+  PITH_ASSIGN(auto writer,
+              SafetensorsWriter::create(folder + "/adapter_model.safetensors", decls, {{"format", "pt"}}, true));
   for (const auto& [name, part] : parts) {
     PITH_TRY(write_factor(*part.path->v(), dtype, writer));
     PITH_TRY(write_factor(*part.path->u(), dtype, writer));
@@ -113,9 +124,8 @@ Status write_peft(const Model& model, const std::string& path, DType dtype, bool
     (part != parts.end() ? *part->second.base : *tensor->node).decode_rows(r0, r1, out);
     return {};
   };
-  return write_huggingface(path, model.config, model.tokenizer, dtype, rows, overwrite, [&](const std::string& folder) {
-    return write_adapter(parts, folder + "/adapter", dtype);
-  });
+  return write_huggingface(path, model.config, model.tokenizer, dtype, rows, overwrite,
+                           [&](const std::string& folder) { return write_adapter(parts, folder + "/adapter", dtype); });
 }
 
 }  // namespace pith

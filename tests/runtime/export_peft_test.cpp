@@ -39,7 +39,8 @@ TEST(ExportPeft, BaseAndAdapterTogetherAreTheModel) {
     if (!q && !t.name.ends_with("down_proj.weight")) continue;
     const int64_t rank = q ? 3 : 5, rows = t.node->rows(), cols = t.node->cols();
     ranks[t.name] = rank;
-    t.node = Sum::make({t.node, LowRank::make(small_matrix(rows, rank, 2), small_matrix(rank, cols, 3)).value()}).value();
+    t.node =
+        Sum::make({t.node, LowRank::make(small_matrix(rows, rank, 2), small_matrix(rank, cols, 3)).value()}).value();
   }
   const TempFolder folder;
   const std::string out = folder / "out";

@@ -5,19 +5,20 @@
 //   W ~ Q + L1 L2,  Q on a NormalFloat grid, L1 [out, r], L2 [r, in], alternately
 //   L1 L2 = the best of rank r for W - Q       (SVD)
 //   Q     = round(W - L1 L2)                   (nearest level, a scale a group)
-// from Q = 0 until the error rises. With Fisher information F of the entries the error is ||sqrt(F) o (W - Q - L1 L2)||;
-// the weighted SVD takes F as the outer product of its row and column means, diag(D1) (.) diag(D2). Rounding itself is
-// not weighted. What the quantised matrix is worst at, the low-rank part takes over, and it is the part that fine-tuning
-// trains (pith export --to peft).
+// from Q = 0 until the error rises. With Fisher information F of the entries the error is ||sqrt(F) o (W - Q - L1
+// L2)||; the weighted SVD takes F as the outer product of its row and column means, diag(D1) (.) diag(D2). Rounding
+// itself is not weighted. What the quantised matrix is worst at, the low-rank part takes over, and it is the part that
+// fine-tuning trains (pith export --to peft).
 //
-// Bits a weight: bits + 16/group (fp16 scales), or bits + stat-bits/group + 32/(stat-group group) (scales quantised in a
-// second level), plus 16 r (out + in)/(out in). Layout: Sum(Grid NF, LowRank(fp16, fp16)).
+// Bits a weight: bits + 16/group (fp16 scales), or bits + stat-bits/group + 32/(stat-group group) (scales quantised in
+// a second level), plus 16 r (out + in)/(out in). Layout: Sum(Grid NF, LowRank(fp16, fp16)).
 //
 // Differs from the paper: the best iterate is kept (its code returns the one after the error rose), and L1 L2 is fitted
 // once more to the last Q; the factors count as bits, and the choice of bits and groups for each matrix under a budget
 // (the paper's integer program over 432 settings) is the budget solver of `pith compress --allow 'lq-lora:bits=2..4;…'`
-// with the loss through the layer's inputs; F is G_r H_jj, from the statistics that all methods share, instead of squared
-// gradients of single sequences; double quantisation is SpQR's (rows of a group of columns share the second level).
+// with the loss through the layer's inputs; F is G_r H_jj, from the statistics that all methods share, instead of
+// squared gradients of single sequences; double quantisation is SpQR's (rows of a group of columns share the second
+// level).
 #include "runtime/method.h"
 
 namespace pith {

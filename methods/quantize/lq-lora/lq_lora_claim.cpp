@@ -17,7 +17,8 @@ namespace pith {
 namespace {
 
 constexpr std::string_view kStatement =
-    "unweighted, for every block matrix, NF2 and NF3, ranks 4 and 16: error(lq-lora) <= 0.99 error(grid, then SVD of its "
+    "unweighted, for every block matrix, NF2 and NF3, ranks 4 and 16: error(lq-lora) <= 0.99 error(grid, then SVD of "
+    "its "
     "residual) < error(grid alone); and at equal bytes KL(settings by the budget solver) < KL(one setting for all) and "
     "KL(lq-lora) < KL(grid, then SVD), mean over seeds";
 
@@ -65,7 +66,8 @@ ClaimResult run(const ClaimRun& request) {
         worst = std::max(worst, after / shot);
         return node;
       });
-      result.rows.push_back({fmt::format("NF{}, rank {}", bits, rank), "error over that of grid, then SVD", 0, sum / count});
+      result.rows.push_back(
+          {fmt::format("NF{}, rank {}", bits, rank), "error over that of grid, then SVD", 0, sum / count});
     }
 
   for (uint64_t seed = 1; seed <= static_cast<uint64_t>(seeds); ++seed) {
@@ -79,8 +81,7 @@ ClaimResult run(const ClaimRun& request) {
       lm.progress().note(fmt::format("seed {}: {}: {:.3f} bits, KL {:.5f}", seed, arm, mean_bits(nodes), loss.kl));
     };
     const auto fit = [&](const std::string& options) {
-      return fit_alone(lm, statistics.get(),
-                       [&](const FitJob& job) { return fit_spec("lq-lora:" + options, job); });
+      return fit_alone(lm, statistics.get(), [&](const FitJob& job) { return fit_spec("lq-lora:" + options, job); });
     };
     const NodeMap uniform = fit(kUniform);
     measure("lq-lora", uniform);
@@ -123,8 +124,9 @@ ClaimResult run(const ClaimRun& request) {
   const auto kl = [&](const std::string& arm) { return claim_mean(result.rows, arm, "kl"); };
   result.statement = kStatement;
   result.holds = held == cases && kl("settings by the solver") < kl("lq-lora") && kl("lq-lora") < kl("grid, then SVD");
-  result.found = fmt::format("{} of {} cases, worst {:.3f}; KL lq-lora {:.5f}, grid then SVD {:.5f}, by the solver {:.5f}",
-                             held, cases, worst, kl("lq-lora"), kl("grid, then SVD"), kl("settings by the solver"));
+  result.found =
+      fmt::format("{} of {} cases, worst {:.3f}; KL lq-lora {:.5f}, grid then SVD {:.5f}, by the solver {:.5f}", held,
+                  cases, worst, kl("lq-lora"), kl("grid, then SVD"), kl("settings by the solver"));
   if (!request.quick)
     result.found += fmt::format("; one alternation {:.5f}, no Fisher information {:.5f}, NF grid alone {:.5f}",
                                 kl("ablation: one alternation"), kl("ablation: no Fisher information"),
