@@ -1,6 +1,7 @@
 # methods/<family>/<name>/ is the list of methods. <name>.cpp goes to the torch-free library, <name>_fit.cpp and
-# <name>_claim.cpp to the engine, <name>_test.cpp to the tests. Two small sources with the sorted lists are generated,
-# so adding a method edits no existing file, and a name used twice stops the configure step.
+# <name>_claim.cpp (and further <name>_…_claim.cpp) to the engine, <name>_test.cpp to the tests. Two small sources with
+# the sorted lists are generated, so adding a method edits no existing file, and a name used twice stops the configure
+# step.
 function(pith_collect_methods)
   file(GLOB dirs CONFIGURE_DEPENDS LIST_DIRECTORIES true "${CMAKE_SOURCE_DIR}/methods/*/*")
   set(names)
@@ -31,8 +32,9 @@ function(pith_collect_methods)
         string(APPEND fit_list "      &${id}_fit(),\n")
       elseif(source MATCHES "_claim\\.cpp$")
         list(APPEND fit_sources "${source}")
-        string(APPEND claim_decl "const Claim& ${id}_claim();\n")
-        string(APPEND claim_list "      &${id}_claim(),\n")
+        get_filename_component(claim "${source}" NAME_WE)
+        string(APPEND claim_decl "const Claim& ${claim}();\n")
+        string(APPEND claim_list "      &${claim}(),\n")
       elseif(source MATCHES "_test\\.cpp$")
         list(APPEND test_sources "${source}")
       else()

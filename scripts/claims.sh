@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 failed=0
 for ledger in methods/*/*/*_claim.csv; do
-  name=$(basename "$(dirname "$ledger")")
+  name=$(basename "$ledger" _claim.csv | tr _ -)
   if [ $# -gt 0 ] && [[ " $* " != *" $name "* ]]; then continue; fi
   echo "== $name"
   build/release/pith claim "$name" --ledger "$ledger" || failed=1

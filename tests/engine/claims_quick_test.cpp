@@ -3,10 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 
 #include "base/file.h"
 #include "engine/claim.h"
-#include "runtime/method.h"
 
 namespace pith {
 namespace {
@@ -33,10 +33,10 @@ TEST(ClaimsQuick, CommittedLedgersReadBack) {
     std::string file(claim->name);
     for (char& c : file)
       if (c == '-') c = '_';
-    const Method* method = find_method(claim->name);
-    ASSERT_NE(method, nullptr) << claim->name;
-    const std::string path = std::string(PITH_SOURCE_DIR) + "/methods/" + std::string(method->family) + "/" +
-                             std::string(claim->name) + "/" + file + "_claim.csv";
+    std::string path;  // in the folder of its method
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(PITH_SOURCE_DIR "/methods"))
+      if (entry.path().filename() == file + "_claim.csv") path = entry.path();
+    ASSERT_FALSE(path.empty()) << claim->name;
     const auto text = read_text(path, 1 << 20);
     ASSERT_TRUE(text.ok());
     const auto ledger = read_ledger(*text);
