@@ -21,7 +21,7 @@ def pith(*arguments):
 
 def test_base_with_adapter_is_the_model(tmp_path):
     small = tmp_path / "small.pith"
-    pith("quantize", "lq-lora", LM_S, "--bits", "2", "--rank", "8", "--fisher", "false", "--eval-chunks", "0", "-o", small)
+    pith("quantize", "lq-lora", LM_S, "--bits", "2", "--rank", "8", "--fisher=false", "--eval-chunks", "0", "-o", small)
     pith("export", small, "--to", "hf", "--dtype", "f32", "-o", tmp_path / "whole")
     pith("export", small, "--to", "peft", "--dtype", "f32", "-o", tmp_path / "split")
     load = transformers.AutoModelForCausalLM.from_pretrained
