@@ -34,7 +34,8 @@ def compress(model: str | os.PathLike[str], output: str | os.PathLike[str], *, t
     first, *others = [share.remote([*words, "--units", f"{i}/{tasks}"]) for i in range(1, tasks + 1)]
     try:
         ray.get(first)
-        ray.wait(others, num_returns=len(others), timeout=60) if others else None
+        if others:
+            ray.wait(others, num_returns=len(others), timeout=60)
     finally:
         for task in others:  # they end with the first; this is for when it failed
             ray.cancel(task, force=True)

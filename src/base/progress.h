@@ -24,6 +24,10 @@ class Progress {
   virtual void note(std::string_view /*message*/) {}
 };
 
+/// Asks `ready` three times a second until it says yes; false when the user stopped it first. `why` is told once, when
+/// there is something to wait for and it is not empty.
+bool wait_until(Progress& progress, std::string_view why, const std::function<bool()>& ready);
+
 /// A sink that ignores everything.
 inline Progress& quiet_progress() {
   static Progress quiet;

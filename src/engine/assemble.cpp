@@ -26,13 +26,6 @@ NodePtr compact_dense(const Node& node) {
 
 namespace {
 
-// The grid of an `ec` tensor, or null.
-const Grid* entropy_codable(const Node& node) {
-  if (node.kind() != "grid") return nullptr;
-  const auto& grid = static_cast<const Grid&>(node);
-  return grid.uniform() && grid.zero() == nullptr && grid.scale()->kind() == "row_col" ? &grid : nullptr;
-}
-
 // What is coded of such a grid: its codes, and the logarithms of row and column steps around their means.
 struct Coded {
   std::vector<int16_t> values;
@@ -42,14 +35,11 @@ struct Coded {
 using Parts = std::array<Coded, 3>;
 using Classes = std::array<CodeClasses, 3>;
 
-const RowColField& steps_of(const Grid& grid) { return static_cast<const RowColField&>(*grid.scale()); }
-
 Parts parts_of(const Grid& grid) {
-  const RowColField& field = steps_of(grid);
+  const RowColField& field = row_col_steps(grid);
   Parts parts;
   parts[0].rows = grid.rows(), parts[0].cols = grid.cols();
-  parts[0].values.resize(static_cast<size_t>(grid.rows() * grid.cols()));
-  grid.codes()->read_rows(0, grid.rows(), parts[0].values.data());
+  parts[0].values = all_codes(*grid.codes());
   for (size_t axis = 0; axis < 2; ++axis) {
     const auto logs = axis == 0 ? field.row_log() : field.col_log();
     Coded& part = parts[1 + axis];
@@ -78,7 +68,7 @@ NodePtr encode(const Grid& grid, const Classes& classes, const CodeModelBuilder&
   std::array<CodesPtr, 3> coded;
   for (size_t k = 0; k < parts.size(); ++k)
     coded[k] = builder.encode(parts[k].values.data(), parts[k].rows, parts[k].cols, classes[k]);
-  const RowColField& field = steps_of(grid);
+  const RowColField& field = row_col_steps(grid);
   const FieldPtr steps =
       must(RowColField::make(field.base(), field.grain(), {coded[1], parts[1].offset}, {coded[2], parts[2].offset}));
   return must(Grid::make(coded[0], {}, steps));
@@ -87,9 +77,16 @@ NodePtr encode(const Grid& grid, const Classes& classes, const CodeModelBuilder&
 }  // namespace
 
 bool count_codes(const Node& node, CodeModelBuilder& builder) {
-  const Grid* grid = entropy_codable(node);
+  const Grid* grid = row_col_grid(node);
   if (grid != nullptr) count_parts(parts_of(*grid), builder);
   return grid != nullptr;
+}
+
+NodeSource source_of(const NodeMap& nodes) {
+  return [&nodes](const std::string& name) {
+    const auto at = nodes.find(name);
+    return at == nodes.end() ? NodePtr() : at->second;
+  };
 }
 
 Model assemble(const Model& source, const NodeSource& fitted, const NodeKeeper& keep) {
@@ -106,7 +103,7 @@ Model assemble(const Model& source, const NodeSource& fitted, const NodeKeeper& 
   parallel_tasks(count, [&](int64_t i) {
     ModelTensor& tensor = out.tensors[static_cast<size_t>(i)];
     const NodePtr node = node_of(tensor);
-    if (const Grid* grid = entropy_codable(*node))
+    if (const Grid* grid = row_col_grid(*node))
       classes[static_cast<size_t>(i)] = count_parts(parts_of(*grid), builder);
     else
       tensor.node = node == tensor.node && tensor.shape.size() == 1 ? compact_dense(*node) : node;
@@ -116,7 +113,7 @@ Model assemble(const Model& source, const NodeSource& fitted, const NodeKeeper& 
     ModelTensor& tensor = out.tensors[static_cast<size_t>(i)];
     if (!classes[static_cast<size_t>(i)]) return;
     const NodePtr node = node_of(tensor);
-    NodePtr coded = encode(*entropy_codable(*node), *classes[static_cast<size_t>(i)], builder);
+    NodePtr coded = encode(*row_col_grid(*node), *classes[static_cast<size_t>(i)], builder);
     tensor.node = keep ? keep(tensor.name, std::move(coded)) : coded;
   });
   return out;

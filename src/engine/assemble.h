@@ -12,6 +12,8 @@ namespace pith {
 
 /// The fitted node of a tensor, or null when it keeps its own. Asked several times, by several threads.
 using NodeSource = std::function<NodePtr(const std::string& name)>;
+/// Those of a map, which must live as long.
+NodeSource source_of(const NodeMap& nodes);
 /// Takes a finished node out of memory, into a file for instance; returns the one to hold instead. Several threads.
 using NodeKeeper = std::function<NodePtr(const std::string& name, NodePtr node)>;
 

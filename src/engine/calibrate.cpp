@@ -14,7 +14,6 @@
 #include <filesystem>
 #include <mutex>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "base/file.h"
@@ -118,19 +117,19 @@ class Folder {
  public:
   /// Waits while another run collects these statistics.
   Folder(const std::string& root, const std::string& key, Progress& progress)
-      : key_(key), path_(root + "/stats-" + key), progress_(progress) {
+      : key_(key), path_(root + "/stats-" + key) {
     std::error_code error;
     std::filesystem::create_directories(path_, error);
     if (error) unusable(error.message());
     lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (lock_ < 0) unusable(std::strerror(errno));
-    const bool taken = wait("another run collects these statistics: waiting for it", [&] {
+    const bool taken = wait_until(progress, path_ + ": another run collects these statistics: waiting for it", [&] {
       exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
       return exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0;
     });
     if (taken) return;
     ::close(lock_);
-    stopped();
+    throw Failure(user_error("stopped; the same command continues here"));
   }
   /// Before anything is written: throws when others read this folder (statistics that turned out to be damaged).
   void need_exclusive() const {
@@ -157,22 +156,11 @@ class Folder {
   static void remove(const std::string& name) { ::unlink(name.c_str()); }
 
  private:
-  /// False when the user stopped it.
-  bool wait(const char* why, const std::function<bool()>& ready) {
-    for (bool told = false; !ready(); told = true) {
-      if (!told) progress_.note(path_ + ": " + why);
-      if (!progress_.step({"wait", "", 0, 0})) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    }
-    return true;
-  }
-  [[noreturn]] static void stopped() { throw Failure(user_error("stopped; the same command continues here")); }
   [[noreturn]] void unusable(const std::string& reason) const {
     throw Failure(
         user_error(path_ + ": cannot keep statistics here: " + reason + "; name another folder with --cache"));
   }
   std::string key_, path_;
-  Progress& progress_;
   int lock_ = -1;
   bool exclusive_ = false;
 };

@@ -14,7 +14,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 
 #include "base/file.h"
 #include "base/hash.h"
@@ -285,7 +284,6 @@ class Compressor {
   Choice choice_;
   Model finished_;
   std::vector<std::string> finished_units_;  ///< of which finished_ was made
-  int64_t tasks_ = 0;                        ///< published
   std::optional<double> lower_bound_;
   std::vector<CurvePoint> curve_;
 };
@@ -497,11 +495,11 @@ Compressor::Done Compressor::run_units(const Choice& choice, const std::vector<s
   return done;
 }
 
-/// Unit that says what helpers may fit, one line a matrix: number of the task, then "target spec".
+/// Unit that says what helpers may fit, one line a matrix: "target spec".
 static constexpr const char* kTask = "task";
 
 void Compressor::publish(const Choice& choice, const std::vector<size_t>& which) {
-  std::string text = fmt::format("{}\n", ++tasks_);
+  std::string text;
   for (const size_t i : which) text += fmt::format("{} {}\n", i, choice[i].print());
   must(work_->commit(kTask, std::as_bytes(std::span(text))));
 }
@@ -509,7 +507,7 @@ void Compressor::publish(const Choice& choice, const std::vector<size_t>& which)
 std::vector<size_t> Compressor::published(const std::string& task, Choice& choice) const {
   std::vector<size_t> which;
   choice.assign(targets_.size(), Recipe{});
-  for (size_t at = task.find('\n') + 1; at < task.size();) {
+  for (size_t at = 0; at < task.size();) {
     const size_t end = std::min(task.find('\n', at), task.size()), space = task.find(' ', at);
     const size_t i = std::stoul(task.substr(at, space - at));
     if (i >= targets_.size()) throw Failure(bug_error("a task names a matrix that this model does not have"));
@@ -1023,10 +1021,7 @@ Model Compressor::tuned(const Model& model, const Tensor& tokens, Report& report
   const int64_t judges = std::min(kMostValidation, std::max<int64_t>(1, tokens.size(0) / 16));
   const auto with = [&](const NodeMap& nodes) {
     if (gguf_) return with_nodes(model, nodes);
-    Model out = assemble(model, [&](const std::string& name) {
-      const auto it = nodes.find(name);
-      return it == nodes.end() ? NodePtr() : it->second;
-    });
+    Model out = assemble(model, source_of(nodes));
     out.plan_json = only_tunes() ? base_->plan_json : model.plan_json;
     return out;
   };
@@ -1406,31 +1401,24 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
 
 int64_t Compressor::help() {
   const std::string folder = work_folder(request_), plan = plan_hash();
-  const auto pause = [&](const char* what) {
-    if (!progress_.step({what, "", 0, 0})) throw Failure(user_error("stopped"));
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  const auto wait = [&](const std::string& why, const std::function<bool()>& ready) {
+    if (!wait_until(progress_, why, ready)) throw Failure(user_error("stopped"));
   };
-  for (bool told = false; !work_; told = true) {
-    if (auto joined = must(WorkFolder::join(folder, plan, input_hash_))) {
+  wait("waits for the run of share 1 to begin in " + folder, [&] {
+    if (auto joined = must(WorkFolder::join(folder, plan, input_hash_)))
       work_ = std::make_unique<WorkFolder>(std::move(*joined));
-      break;
-    }
-    if (!told) progress_.note("waits for the run of share 1 to begin in " + folder);
-    pause("wait");
-  }
+    return work_ != nullptr;
+  });
   int64_t fitted = 0;
-  for (std::string last; work_->owner_at_work();) {
-    std::string task;
-    if (work_->has(kTask)) {
+  for (std::string task, last;; last = task) {
+    wait("", [&] {
+      if (!work_->owner_at_work()) return true;
       // The owner may replace or remove it at any time.
-      if (const auto bytes = work_->read(kTask); bytes.ok())
-        task.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-    }
-    if (task.empty() || task == last) {
-      pause("wait");
-      continue;
-    }
-    last = task;
+      const auto bytes = work_->read(kTask);
+      if (bytes.ok()) task.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
+      return task != last;
+    });
+    if (!work_->owner_at_work()) return fitted;
     if (!statistics_) calibrate_model(request_.calibration_sequences, request_.fisher_sequences);
     Choice choice;
     const std::vector<size_t> which = published(task, choice);
@@ -1445,7 +1433,6 @@ int64_t Compressor::help() {
     each_layer(which, "help", fit,
                [&](size_t i) { return !work_->owner_at_work() || work_->has(unit_name(choice, i)); });
   }
-  return fitted;
 }
 
 }  // namespace

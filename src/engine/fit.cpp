@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/grid_options.h"
 #include "maths/linalg.h"
 #include "maths/sparse_fit.h"
 #include "represent/dense.h"
@@ -25,7 +26,7 @@ Tensor decoded(const Node& node) {
 NodePtr dense_node(const Tensor& matrix) {
   const Tensor m = matrix.to(at::kFloat).contiguous();
   const std::span<const float> values(m.const_data_ptr<float>(), static_cast<size_t>(m.numel()));
-  return must(Dense::from(value_type(m.abs().max().item<float>()), m.size(0), m.size(1), values));
+  return must(Dense::from(value_type(largest_size(m)), m.size(0), m.size(1), values));
 }
 
 Tensor usable_weight(const FitJob& job) {

@@ -28,13 +28,7 @@ static const std::array<float, 256>& sixteenths() {
   return table;
 }
 
-static const RowColField* steps_of(const Node& node) {
-  const auto* grid = dynamic_cast<const Grid*>(&node);
-  if (grid == nullptr || !grid->uniform() || grid->zero() != nullptr) return nullptr;
-  return dynamic_cast<const RowColField*>(grid->scale().get());
-}
-
-bool CodedTiles::takes(const Node& node) { return node.cols() <= kMaxSparseCols && steps_of(node) != nullptr; }
+bool CodedTiles::takes(const Node& node) { return node.cols() <= kMaxSparseCols && row_col_grid(node) != nullptr; }
 
 // The least code of `width` bits; the largest is -1 - low, without any bits 0 like the least.
 static int low_of(unsigned width) { return width == 0 ? 0 : -(1 << (width - 1)); }
@@ -81,7 +75,7 @@ static std::vector<uint32_t> sorted_places(std::span<const int64_t> size) {
 }
 
 CodedTiles::CodedTiles(const Grid& grid, const KernelOptions& options)
-    : TileLinear(grid.rows(), grid.cols(), options), base_(steps_of(grid)->base()) {}
+    : TileLinear(grid.rows(), grid.cols(), options), base_(row_col_steps(grid).base()) {}
 
 std::unique_ptr<CodedTiles> CodedTiles::make(const Grid& grid, const KernelOptions& options) {
   std::unique_ptr<CodedTiles> tiles(new CodedTiles(grid, options));
@@ -98,8 +92,7 @@ uint64_t CodedTiles::planned_bytes(const Grid& grid, bool keep_rows) {
 void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
   const size_t rows = static_cast<size_t>(rows_), cols = static_cast<size_t>(cols_);
   const size_t chunks = static_cast<size_t>(padded_cols() / kChunk), stride = chunks * kChunk;
-  std::vector<int16_t> all(rows * cols);
-  grid.codes()->read_rows(0, rows_, all.data());
+  const std::vector<int16_t> all = all_codes(*grid.codes());
 
   // Squares up to a bound: a row is as wide as most of its codes, not as its largest one.
   std::vector<int64_t> row_size(rows), col_size(cols);
@@ -121,7 +114,7 @@ void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
   }
   col_.reserve(cols), col_log_.reserve(cols);
   for (const uint32_t c : sorted_places(col_size)) col_.push_back(static_cast<uint16_t>(c));
-  const RowColField& steps = *steps_of(grid);
+  const RowColField& steps = row_col_steps(grid);
   row_log_.resize(static_cast<size_t>(tiles()) * kTileRows);
   for (size_t p = 0; p < rows; ++p) row_log_[p] = steps.row_log()[row_at(p)];
   for (size_t p = 0; p < cols; ++p) col_log_.push_back(steps.col_log()[col_[p]]);

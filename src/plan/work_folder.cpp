@@ -114,8 +114,8 @@ struct WorkFolder::State {
     if (lock >= 0) ::close(lock);  // gives the flock back
   }
   std::string at(std::string_view name) const { return path + "/" + std::string(name); }
-  /// File of a finished unit, or null; looks on disk for what others have finished.
-  const std::string* find(std::string_view unit);
+  /// File of a finished unit, or nothing; looks on disk for what others have finished.
+  std::optional<std::string> find(std::string_view unit);
 };
 
 /// File names follow from unit names, so a unit committed again replaces itself.
@@ -129,15 +129,15 @@ static std::string unit_file(std::string_view unit) {
   return readable + "-" + Hasher().add(unit).hex().substr(0, 16) + std::string(kEnding);
 }
 
-const std::string* WorkFolder::State::find(std::string_view unit) {
+std::optional<std::string> WorkFolder::State::find(std::string_view unit) {
   const std::lock_guard guard(mutex);
   auto known = files.find(unit);
   if (known == files.end()) {
     const std::string file = unit_file(unit);
-    if (!file_exists(at(file)) || !read_unit(at(file)).ok()) return nullptr;
+    if (!file_exists(at(file)) || !read_unit(at(file)).ok()) return std::nullopt;
     known = files.emplace(unit, file).first;
   }
-  return &known->second;
+  return known->second;
 }
 
 /// That the note of a folder names this plan and this input.
@@ -266,7 +266,7 @@ std::vector<std::string> WorkFolder::done() const {
   return names;
 }
 
-bool WorkFolder::has(std::string_view unit) const { return state_->find(unit) != nullptr; }
+bool WorkFolder::has(std::string_view unit) const { return state_->find(unit).has_value(); }
 
 Status WorkFolder::commit(std::string_view unit, std::span<const std::byte> data) {
   State& s = *state_;
@@ -295,8 +295,8 @@ Status WorkFolder::commit(std::string_view unit, std::span<const std::byte> data
 }
 
 Result<Bytes> WorkFolder::read(std::string_view unit) const {
-  const std::string* file = state_->find(unit);
-  if (file == nullptr) return bug_error(state_->path + ": unit '" + std::string(unit) + "' is not finished");
+  const std::optional<std::string> file = state_->find(unit);
+  if (!file) return bug_error(state_->path + ": unit '" + std::string(unit) + "' is not finished");
   PITH_ASSIGN(auto loaded, read_unit(state_->at(*file)));
   return loaded.data;
 }

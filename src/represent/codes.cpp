@@ -54,6 +54,15 @@ Result<CodesPtr> PackedCodes::pack(int64_t rows, int64_t cols, unsigned width, i
   return make(rows, cols, width, offset, Bytes::own(std::move(data)));
 }
 
+Result<CodesPtr> PackedCodes::pack(int64_t rows, int64_t cols, std::span<const int16_t> values) {
+  if (values.empty()) return bug_error("codes: there are none to pack");
+  const auto [lowest, highest] = std::minmax_element(values.begin(), values.end());
+  unsigned width = 1;
+  while ((*highest - *lowest) >> width != 0) ++width;
+  // The whole range of codes fits 16 bits.
+  return pack(rows, cols, width, std::min<int>(*lowest, 32768 - (1 << width)), values);
+}
+
 // One row of codes. Each code is cut out of a 64-bit window read at its byte, as long as the window stays inside the
 // data; the last few go the slow way.
 static void unpack_row(const std::byte* in, const std::byte* data_end, int64_t count, unsigned width, int offset,

@@ -13,6 +13,8 @@ class PackedCodes final : public Codes {
   static Result<CodesPtr> make(int64_t rows, int64_t cols, unsigned width, int offset, Bytes data);
   /// Packs row-major values; refuses one outside [offset, offset + 2^width).
   static Result<CodesPtr> pack(int64_t rows, int64_t cols, unsigned width, int offset, std::span<const int16_t> values);
+  /// The same in the fewest bits that hold all values.
+  static Result<CodesPtr> pack(int64_t rows, int64_t cols, std::span<const int16_t> values);
   static Result<CodesPtr> parse(const nlohmann::json& j, int64_t rows, int64_t cols, const ParseContext& context);
 
   unsigned width() const { return width_; }

@@ -35,6 +35,12 @@ class Grid final : public Node {
   FieldPtr scale_, zero_;
 };
 
+/// The grid when `node` is a uniform one without zeros whose steps are products of row and column steps (ec's, the kind
+/// that is entropy-coded in files); else null.
+const Grid* row_col_grid(const Node& node);
+/// The steps of such a grid.
+inline const RowColField& row_col_steps(const Grid& grid) { return static_cast<const RowColField&>(*grid.scale()); }
+
 /// The 2^bits levels of NormalFloat: quantiles of the normal distribution scaled to [-1, 1], with an exact 0
 /// (bits 2 to 8; NF4 of QLoRA for bits = 4).
 std::vector<float> normal_float_levels(unsigned bits);

@@ -141,6 +141,12 @@ Result<NodePtr> Grid::make(CodesPtr codes, std::vector<float> levels, FieldPtr s
   return NodePtr(new Grid(std::move(codes), std::move(levels), std::move(scale), std::move(zero)));
 }
 
+const Grid* row_col_grid(const Node& node) {
+  if (node.kind() != "grid") return nullptr;
+  const auto& grid = static_cast<const Grid&>(node);
+  return grid.uniform() && grid.zero() == nullptr && grid.scale()->kind() == "row_col" ? &grid : nullptr;
+}
+
 Result<NodePtr> Grid::parse(const json& j, const ParseContext& context, uint32_t /*depth*/) {
   PITH_ASSIGN(const Shape2 shape, json_shape(j, context.limits));
   PITH_ASSIGN(const json* codes_json, json_object(j, "codes"));

@@ -14,6 +14,12 @@ void drop_mapped_pages(const Node& node) {
   (void)node.serialize("", drop);
 }
 
+std::vector<int16_t> all_codes(const Codes& codes) {
+  std::vector<int16_t> values(static_cast<size_t>(codes.rows()) * static_cast<size_t>(codes.cols()));
+  codes.read_rows(0, codes.rows(), values.data());
+  return values;
+}
+
 std::vector<float> decode_all(const Node& node) {
   std::vector<float> values(static_cast<size_t>(node.rows()) * static_cast<size_t>(node.cols()));
   node.decode_rows(0, node.rows(), values.data());

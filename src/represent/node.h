@@ -85,6 +85,8 @@ class Codes {
   int64_t rows_, cols_;
 };
 using CodesPtr = std::shared_ptr<const Codes>;
+/// All codes, row-major.
+std::vector<int16_t> all_codes(const Codes& codes);
 
 struct ParseContext;
 /// Reads one kind of codes; the entropy layer adds its own (dependency inversion: this layer stands above it).

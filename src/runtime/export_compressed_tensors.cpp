@@ -18,6 +18,7 @@
 #include "represent/dense.h"
 #include "represent/grid.h"
 #include "represent/json_read.h"
+#include "runtime/export_folder.h"
 
 namespace pith {
 
@@ -51,10 +52,6 @@ bool is_linear(std::string_view name) {
   return name.ends_with(".weight") && name.find("embed_tokens") == std::string_view::npos &&
          (name.find("_proj.") != std::string_view::npos || name.find(".experts.") != std::string_view::npos ||
           name == "lm_head.weight" || name.find("moe.gate.") != std::string_view::npos);
-}
-
-std::string module_of(const std::string& name) {
-  return name.substr(0, name.size() - std::string_view(".weight").size());
 }
 
 // The scheme of a tree, or why there is none.
@@ -182,19 +179,8 @@ Status write_scales(const AffineField& scale, SafetensorsWriter& writer) {
 
 Status write_tensor(const Out& out, DType dtype, SafetensorsWriter& writer) {
   const Node& node = *out.tensor->node;
-  const int64_t rows = node.rows(), cols = node.cols(), step = rows_at_once(cols);
-  if (!out.quantized) {
-    std::vector<float> values(static_cast<size_t>(std::min(step, rows) * cols));
-    std::vector<std::byte> bytes;
-    for (int64_t r = 0; r < rows; r += step) {
-      const int64_t end = std::min(r + step, rows), n = (end - r) * cols;
-      node.decode_rows(r, end, values.data());
-      bytes.resize(static_cast<size_t>(n) * dtype_size(dtype));
-      from_float(dtype, values.data(), n, bytes.data());
-      PITH_TRY(writer.write(bytes));
-    }
-    return {};
-  }
+  if (!out.quantized) return write_decoded(node, dtype, writer);
+  const int64_t rows = node.rows(), cols = node.cols();
   const Quantized& q = *out.quantized;
   const int half = 1 << (q.scheme.bits - 1);
   PITH_TRY(write_scales(static_cast<const AffineField&>(*q.grid->scale()), writer));

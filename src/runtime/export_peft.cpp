@@ -8,20 +8,16 @@
 #include <vector>
 
 #include "base/file.h"
-#include "formats/huggingface.h"
 #include "formats/safetensors.h"
 #include "represent/combine.h"
 #include "represent/low_rank.h"
+#include "runtime/export_folder.h"
+#include "runtime/model_file.h"
 
 namespace pith {
 namespace {
 
 using nlohmann::json;
-
-// "model.layers.0.self_attn.q_proj" of its weight's name.
-std::string module_of(const std::string& tensor) {
-  return tensor.substr(0, tensor.size() - std::string_view(".weight").size());
-}
 
 struct Split {
   NodePtr base;
@@ -75,15 +71,6 @@ json adapter_config(const std::map<std::string, Split>& parts) {
           {"base_model_name_or_path", ".."}};
 }
 
-Status write_factor(const Node& node, DType dtype, SafetensorsWriter& writer) {
-  const int64_t n = node.rows() * node.cols();
-  std::vector<float> values(static_cast<size_t>(n));
-  node.decode_rows(0, node.rows(), values.data());
-  std::vector<std::byte> bytes(values.size() * dtype_size(dtype));
-  from_float(dtype, values.data(), n, bytes.data());
-  return writer.write(bytes);
-}
-
 Status write_adapter(const std::map<std::string, Split>& parts, const std::string& folder, DType dtype) {
   std::error_code error;
   if (!std::filesystem::create_directory(folder, error))
@@ -97,8 +84,8 @@ Status write_adapter(const std::map<std::string, Split>& parts, const std::strin
   PITH_ASSIGN(auto writer,
               SafetensorsWriter::create(folder + "/adapter_model.safetensors", decls, {{"format", "pt"}}, true));
   for (const auto& [name, part] : parts) {
-    PITH_TRY(write_factor(*part.path->v(), dtype, writer));
-    PITH_TRY(write_factor(*part.path->u(), dtype, writer));
+    PITH_TRY(write_decoded(*part.path->v(), dtype, writer));
+    PITH_TRY(write_decoded(*part.path->u(), dtype, writer));
   }
   PITH_TRY(writer.finish());
   return write_file(folder + "/adapter_config.json", adapter_config(parts).dump(2) + "\n", true);
@@ -107,7 +94,6 @@ Status write_adapter(const std::map<std::string, Split>& parts, const std::strin
 }  // namespace
 
 Status write_peft(const Model& model, const std::string& path, DType dtype, bool overwrite) {
-  PITH_TRY(check_model(model));
   std::map<std::string, Split> parts;
   for (const ModelTensor& tensor : model.tensors) {
     PITH_ASSIGN(Split part, split(tensor));
@@ -117,15 +103,10 @@ Status write_peft(const Model& model, const std::string& path, DType dtype, bool
     return user_error(
         "no matrix has a low-rank part beside another one, so there is nothing for an adapter; 'pith quantize lq-lora' "
         "and 'pith factorize eora' make such models");
-  const auto rows = [&](const TensorSpec& spec, int64_t r0, int64_t r1, float* out) -> Status {
-    const auto part = parts.find(spec.name);
-    const ModelTensor* tensor = model.find(spec.name);
-    if (tensor == nullptr) return bug_error("tensor '" + spec.name + "' is missing");
-    (part != parts.end() ? *part->second.base : *tensor->node).decode_rows(r0, r1, out);
-    return {};
-  };
-  return write_huggingface(path, model.config, model.tokenizer, dtype, rows, overwrite,
-                           [&](const std::string& folder) { return write_adapter(parts, folder + "/adapter", dtype); });
+  NodeMap bases;
+  for (const auto& [name, part] : parts) bases[name] = part.base;
+  return write_hf_folder(with_nodes(model, bases), path, dtype, overwrite,
+                         [&](const std::string& folder) { return write_adapter(parts, folder + "/adapter", dtype); });
 }
 
 }  // namespace pith

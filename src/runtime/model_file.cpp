@@ -401,7 +401,8 @@ Status write_gguf_model(const Model& model, const std::string& path, bool overwr
 
 // ---- Hugging Face out ---------------------------------------------------------------------------
 
-Status write_hf_folder(const Model& model, const std::string& path, DType dtype, bool overwrite) {
+Status write_hf_folder(const Model& model, const std::string& path, DType dtype, bool overwrite,
+                       const std::function<Status(const std::string& folder)>& more) {
   PITH_TRY(check_model(model));
   return write_huggingface(
       path, model.config, model.tokenizer, dtype,
@@ -411,7 +412,7 @@ Status write_hf_folder(const Model& model, const std::string& path, DType dtype,
         tensor->node->decode_rows(r0, r1, out);
         return {};
       },
-      overwrite);
+      overwrite, more);
 }
 
 // ---- verify -------------------------------------------------------------------------------------

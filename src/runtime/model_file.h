@@ -3,6 +3,7 @@
 
 #include <pith/result.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,9 @@ Status write_gguf_model(const Model& model, const std::string& path, bool overwr
 Result<uint64_t> gguf_model_bytes(const Model& model);
 
 /// A Hugging Face folder (config.json, model.safetensors, tokenizer.json, …) with every tensor decoded to `dtype`
-/// (f32, f16 or bf16).
-Status write_hf_folder(const Model& model, const std::string& path, DType dtype, bool overwrite);
+/// (f32, f16 or bf16). `more` may write other files into the temporary folder that it is given.
+Status write_hf_folder(const Model& model, const std::string& path, DType dtype, bool overwrite,
+                       const std::function<Status(const std::string& folder)>& more = {});
 
 /// One thing that was looked at.
 struct Check {

@@ -13,19 +13,6 @@
 namespace pith {
 namespace {
 
-std::vector<int16_t> codes_of(const Codes& codes) {
-  std::vector<int16_t> out(static_cast<size_t>(codes.rows() * codes.cols()));
-  codes.read_rows(0, codes.rows(), out.data());
-  return out;
-}
-
-/// The grid of an `ec` tensor, or null.
-const Grid* entropy_coded(const Node& node) {
-  if (node.kind() != "grid") return nullptr;
-  const auto& grid = static_cast<const Grid&>(node);
-  return grid.uniform() && grid.zero() == nullptr && grid.scale()->kind() == "row_col" ? &grid : nullptr;
-}
-
 Tensor as_tensor(const std::vector<int8_t>& values) {
   Tensor out = at::empty({static_cast<int64_t>(values.size())}, at::kChar);
   std::memcpy(out.data_ptr(), values.data(), values.size());
@@ -41,22 +28,18 @@ Tensor as_tensor(std::span<const uint8_t> values) {
 NodePtr packed_grid(const Tensor& codes, const FieldPtr& field) {
   const Tensor whole = codes.to(at::kCPU, at::kShort).contiguous();
   const std::span values(whole.const_data_ptr<int16_t>(), static_cast<size_t>(whole.numel()));
-  const auto [lowest, highest] = std::minmax_element(values.begin(), values.end());
-  unsigned width = 1;
-  while ((*highest - *lowest) >> width != 0) ++width;
-  const int offset = std::min<int>(*lowest, 32768 - (1 << width));
-  return must(Grid::make(must(PackedCodes::pack(whole.size(0), whole.size(1), width, offset, values)), {}, field));
+  return must(Grid::make(must(PackedCodes::pack(whole.size(0), whole.size(1), values)), {}, field));
 }
 
 /// Unbounded integer codes times a step for each row and column. The steps are 8-bit logarithms and stay.
 class TunableEcGrid final : public Tunable {
  public:
   TunableEcGrid(const Grid& grid, const CodePrices& prices, at::Device device) : field_(grid.scale()) {
-    const std::vector<int16_t> codes = codes_of(*grid.codes());
+    const std::vector<int16_t> codes = all_codes(*grid.codes());
     codes_ = at::from_blob(const_cast<int16_t*>(codes.data()), {grid.rows(), grid.cols()}, at::kShort)
                  .to(at::kFloat)
                  .to(device);
-    const auto& steps = static_cast<const RowColField&>(*field_);
+    const RowColField& steps = row_col_steps(grid);
     const Tensor table = at::from_blob(const_cast<float*>(steps.steps().data()),
                                        {static_cast<int64_t>(steps.steps().size())}, at::kFloat)
                              .clone();
@@ -203,8 +186,8 @@ CodePrices::CodePrices(const Model& model) {
   CodeModelBuilder builder;
   bool any = false;
   for (const ModelTensor& t : model.tensors)
-    if (const Grid* grid = entropy_coded(*t.node)) {
-      builder.add(codes_of(*grid->codes()).data(), grid->rows(), grid->cols());
+    if (const Grid* grid = row_col_grid(*t.node)) {
+      builder.add(all_codes(*grid->codes()).data(), grid->rows(), grid->cols());
       any = true;
     }
   table_ = at::zeros({RansModel::kClasses, 2 * kReach + 1});
@@ -217,7 +200,7 @@ CodePrices::CodePrices(const Model& model) {
 }
 
 std::unique_ptr<Tunable> tunable(const Node& node, const CodePrices& prices, at::Device device) {
-  if (const Grid* grid = entropy_coded(node)) return std::make_unique<TunableEcGrid>(*grid, prices, device);
+  if (const Grid* grid = row_col_grid(node)) return std::make_unique<TunableEcGrid>(*grid, prices, device);
   if (node.kind() == "blocks" && block_shape(static_cast<const Blocks&>(node).type()) != nullptr)
     return std::make_unique<TunableBlocks>(static_cast<const Blocks&>(node), device);
   return nullptr;

@@ -15,6 +15,7 @@
 #include "runtime/model_file.h"
 #include "tensor/device.h"
 #include "train/lm_trainer.h"
+#include "train/stop_after.h"
 #include "train/tunable.h"
 
 namespace pith {
@@ -164,15 +165,7 @@ TEST(Distill, NothingMovesInNoSteps) {
 
 TEST(Distill, LossFallsOnTokensNotLearnedFromWithinTheBytes) {
   const Pair p(coarse);
-  const auto bytes = [&](const NodeMap& nodes) {
-    return assemble(p.student,
-                    [&](const std::string& name) {
-                      const auto it = nodes.find(name);
-                      return it == nodes.end() ? NodePtr() : it->second;
-                    })
-        .bits()
-        .total();
-  };
+  const auto bytes = [&](const NodeMap& nodes) { return assemble(p.student, source_of(nodes)).bits().total(); };
   DistillOptions o = quick(60);
   o.size = bytes, o.budget = bytes({});
   const Distilled d = distill(*p.teacher, p.student, p.train, p.validation, o);
@@ -200,14 +193,6 @@ TEST(Distill, GgmlBlocksAreTunedInTheirOwnType) {
 }
 
 TEST(Distill, GoesOnFromACheckpointToTheSameModelWithAnyNumberOfThreads) {
-  class StopAfter : public Progress {
-   public:
-    explicit StopAfter(uint64_t step) : step_(step) {}
-    bool step(const ProgressEvent& event) override { return event.done < step_; }
-
-   private:
-    uint64_t step_;
-  };
   const Pair p(coarse);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
@@ -219,7 +204,7 @@ TEST(Distill, GoesOnFromACheckpointToTheSameModelWithAnyNumberOfThreads) {
   };
   for (const uint64_t stop : {7, 13}) {
     const DistillOptions now = o;
-    StopAfter progress(stop);
+    test::StopAfter progress(stop);
     EXPECT_THROW(distill(*p.teacher, p.student, p.train, p.validation, now, progress), Failure);
   }
   const Distilled parts = distill(*p.teacher, p.student, p.train, p.validation, DistillOptions(o));

@@ -9,6 +9,7 @@
 #include "train/lm_trainer.h"
 #include "train/losses.h"
 #include "train/optimizer.h"
+#include "train/stop_after.h"
 
 namespace pith {
 namespace {
@@ -31,14 +32,7 @@ Tensor cycle(int64_t n) { return at::arange(n, at::kLong).remainder(12) * 2 + 1;
 
 std::string temporary(const char* name) { return testing::TempDir() + std::to_string(getpid()) + name; }
 
-class StopAfter : public Progress {
- public:
-  explicit StopAfter(uint64_t step) : step_(step) {}
-  bool step(const ProgressEvent& event) override { return event.done < step_; }
-
- private:
-  uint64_t step_;
-};
+using test::StopAfter;
 
 double largest_gap(const TensorMap& a, const TensorMap& b) {
   double gap = 0;

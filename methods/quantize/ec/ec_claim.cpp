@@ -24,11 +24,7 @@ constexpr std::string_view kStatement =
 constexpr double kBeside = 0.9;
 
 uint64_t coded_bytes(const ClaimLm& lm, const NodeMap& nodes) {
-  const auto fitted = [&](const std::string& name) {
-    const auto at = nodes.find(name);
-    return at == nodes.end() ? NodePtr() : at->second;
-  };
-  return must(pith_model_bytes(assemble(lm.model(), fitted)));
+  return must(pith_model_bytes(assemble(lm.model(), source_of(nodes))));
 }
 
 uint64_t plain_bytes(const ClaimLm& lm, const NodeMap& nodes) {
@@ -64,8 +60,7 @@ Fitted at_bytes(uint64_t bytes, double guess, const Fit& fit, const Size& size) 
 
 /// Order-0 entropy of a grid's codes, bits a weight.
 double entropy(const Node& node) {
-  std::vector<int16_t> codes(static_cast<size_t>(node.rows() * node.cols()));
-  static_cast<const Grid&>(node).codes()->read_rows(0, node.rows(), codes.data());
+  const std::vector<int16_t> codes = all_codes(*static_cast<const Grid&>(node).codes());
   std::map<int16_t, double> counts;
   for (const int16_t code : codes) ++counts[code];
   double bits = 0;

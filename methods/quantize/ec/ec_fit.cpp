@@ -107,10 +107,7 @@ NodePtr walk(const FitJob& job, const Options& options, const Tensor& upper, dou
 
   const auto [lowest, highest] = std::minmax_element(codes.begin(), codes.end());
   if (*lowest == -32767 || *highest == 32767) return nullptr;  // saturated
-  unsigned width = 1;
-  while ((*highest - *lowest) >> width != 0) ++width;
-  const int offset = std::min<int>(*lowest, 32768 - (1 << width));  // the whole range of codes fits 16 bits
-  return must(Grid::make(must(PackedCodes::pack(rows, cols, width, offset, codes)), {}, field));
+  return must(Grid::make(must(PackedCodes::pack(rows, cols, codes)), {}, field));
 }
 
 NodePtr run(const FitJob& job, const Options& options) {

@@ -31,12 +31,7 @@ ClaimResult run(const ClaimRun& request) {
     const auto statistics = lm.statistics(text.narrow(0, 0, fitted).contiguous(), fitted, seed);
     const NodeMap plain =
         fit_alone(lm, statistics.get(), [](const FitJob& job) { return fit_spec("ec:step=0.0014", job); });
-    const auto with = [&](const NodeMap& nodes) {
-      return assemble(lm.model(), [&](const std::string& name) {
-        const auto at = nodes.find(name);
-        return at == nodes.end() ? NodePtr() : at->second;
-      });
-    };
+    const auto with = [&](const NodeMap& nodes) { return assemble(lm.model(), source_of(nodes)); };
     const auto bytes = [&](const NodeMap& nodes) { return must(pith_model_bytes(with(nodes))); };
     const uint64_t budget = bytes(plain);
     const auto measure = [&](const std::string& arm, const NodeMap& nodes) {

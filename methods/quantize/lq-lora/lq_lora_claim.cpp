@@ -30,7 +30,7 @@ double squares(const Tensor& weight, const Tensor& approximation) {
 
 // Grid first, then the best low-rank path for what it left, under the same metric: the paper's idea taken out.
 NodePtr one_shot(const FitJob& job) {
-  const NodePtr grid = fit_spec(fmt::format("lq-lora:{},iterations=1", "bits=3,group=64,rank=0"), job);
+  const NodePtr grid = fit_spec("lq-lora:bits=3,group=64,rank=0", job);
   const Tensor left = job.row_fisher.to(at::kDouble), right = job.inputs->diagonal();
   const LowRankFit fit = wsvd(job.weight - decoded(*grid), left.clamp_min(1e-3 * left.mean().item<double>()),
                               right.clamp_min(1e-3 * right.mean().item<double>()), 4, job.name);

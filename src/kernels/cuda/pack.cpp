@@ -223,8 +223,7 @@ Result<Packed> pack_grid(const Grid& grid, const Csr* csr, const Permuted* permu
     return refused(fmt::format("groups of {} columns; {} are multiplied", group,
                                out.two_level ? "two-level groups of 16" : "32, 64 and multiples of 128"));
   out.offset = static_cast<float>(low);
-  std::vector<int16_t> codes(at(out.rows * out.cols));
-  grid.codes()->read_rows(0, out.rows, codes.data());
+  std::vector<int16_t> codes = all_codes(*grid.codes());
   if (csr != nullptr) PITH_TRY(pack_corrections(grid, *csr, low, high, codes, out));
   if (out.two_level) {
     PITH_ASSIGN(const TwoLevelStats stats, TwoLevelStats::make(grid));
@@ -300,8 +299,7 @@ Result<Packed> pack_codebook(const Codebook& book, const Scaled* scaled) {
       PITH_TRY(
           half_of(book.table()[at(m * out.entries * 8 + i)], "a codebook's value", out.entry[at(m * entries * 8 + i)]));
   out.entries = entries;
-  std::vector<int16_t> codes(at(out.rows * out.groups() * out.books));
-  book.codes()->read_rows(0, out.rows, codes.data());
+  std::vector<int16_t> codes = all_codes(*book.codes());
   for (int16_t& code : codes) code = static_cast<int16_t>(code - book.first_code());  // now the entry, modulo 2^16
   if (out.table)
     pack_table_codes(codes, out);
