@@ -21,6 +21,7 @@
 #include "engine/activations.h"
 #include "engine/statistics_file.h"
 #include "maths/linalg.h"
+#include "measure/memory.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -656,6 +657,12 @@ class Calibration {
 };
 
 }  // namespace
+
+uint64_t activation_memory() {
+  constexpr uint64_t kLeast = 1ull << 30;
+  const uint64_t wanted = 2 * kTaskBytes * static_cast<uint64_t>(at::get_num_threads());
+  return std::max(kLeast, std::min(wanted, available_memory() / 4));
+}
 
 std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,
                                       Progress& progress) {

@@ -35,15 +35,20 @@ enum class Compute : uint8_t {
   bf16,
 };
 
+/// Bytes that activations may take unless told otherwise: 1 GiB; half a GiB a thread where there are more than two
+/// threads, but no more than a quarter of the memory that is free.
+uint64_t activation_memory();
+
 struct CalibrationOptions {
   bool moments = true;
   int64_t fisher_sequences = 0;  ///< the first so many sequences give G; 0 = none
   bool empirical = false;        ///< labels are the next tokens instead of drawn from the model
   uint64_t seed = 0;
   Compute compute = Compute::automatic;
-  uint64_t memory = 1ull << 30;  ///< bytes that activations may take; beyond it they go to files and fewer threads work
-  std::string cache_folder;      ///< statistics are kept and found here; empty = only in memory, nothing resumes
-  double commit_seconds = 20;    ///< how often the state of a running calibration is made durable in the cache folder
+  /// Bytes that activations may take; beyond it they go to files and fewer threads work.
+  uint64_t memory = activation_memory();
+  std::string cache_folder;    ///< statistics are kept and found here; empty = only in memory, nothing resumes
+  double commit_seconds = 20;  ///< how often the state of a running calibration is made durable in the cache folder
 };
 
 /// What is known about one block, by names of nets/lm.h.
@@ -92,7 +97,7 @@ class BlockSession {
  public:
   struct Options {
     bool prefix = true;  ///< carry Xq; false: only the float model (then prefix and cross statistics are not available)
-    uint64_t memory = 1ull << 30;
+    uint64_t memory = activation_memory();
     std::string spill_folder;  ///< for activations beyond `memory`; empty = $TMPDIR or /tmp
     Compute compute = Compute::fp32;
     const LmWeights* prefix_embedding = nullptr;  ///< whose embedding Xq begins with; null = the float model's
