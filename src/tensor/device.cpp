@@ -2,13 +2,7 @@
 
 #include <dlfcn.h>
 
-#include <atomic>
-
 namespace pith {
-
-static std::atomic<bool> cuda_loaded{false};
-
-bool cuda_is_loaded() { return cuda_loaded; }
 
 at::Device open_device(const std::string& name) {
   if (name == "cpu") return at::kCPU;
@@ -17,7 +11,6 @@ at::Device open_device(const std::string& name) {
   if (::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr)
     throw Failure(user_error("device '" + name + "' needs a libtorch with CUDA, but its library cannot be loaded (" +
                              std::string(::dlerror()) + "); install a torch wheel with CUDA, or leave --device out"));
-  cuda_loaded = true;
   try {
     const at::Device device(name);
     (void)at::zeros({1}, at::TensorOptions().device(device));

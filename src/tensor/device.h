@@ -11,8 +11,4 @@ namespace pith {
 /// without it. Throws Failure when the name is unknown or there is no such device.
 at::Device open_device(const std::string& name);
 
-/// True once CUDA was loaded. Such a process must not be torn down in the usual way: with torch 2.11 that ends in
-/// free().
-bool cuda_is_loaded();
-
 }  // namespace pith

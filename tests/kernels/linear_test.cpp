@@ -234,7 +234,9 @@ TEST(Linear, IntegerKernelsAgreeOnAllInstructionSets) {
         const auto linear = prepared(node, {Precision::fast, isa});
         const std::string kind = linear->describe();
         if (kind.find("int tiles") == std::string::npos && kind.find("coded tiles") == std::string::npos) continue;
-        EXPECT_LT(relative_error(run(*linear, x, n), wide), 2e-6) << isa_name(isa) << ", " << node->describe();
+        // AMX takes more than two tokens through bf16 where a kind has no integer products.
+        const double bound = isa == Isa::amx && n > 2 ? 5e-3 : 2e-6;
+        EXPECT_LT(relative_error(run(*linear, x, n), wide), bound) << isa_name(isa) << ", " << node->describe();
       }
     }
   }
