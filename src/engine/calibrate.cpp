@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -119,18 +120,16 @@ class Folder {
   /// Waits while another run collects these statistics.
   Folder(const std::string& root, const std::string& key, Progress& progress)
       : key_(key), path_(root + "/stats-" + key) {
-    std::error_code error;
-    std::filesystem::create_directories(path_, error);
-    if (error) unusable(error.message());
-    lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (lock_ < 0) unusable(std::strerror(errno));
-    const bool taken = wait_until(progress, path_ + ": another run collects these statistics: waiting for it", [&] {
-      exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
-      return exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0;
-    });
-    if (taken) return;
-    ::close(lock_);
-    throw Failure(user_error("stopped; the same command continues here"));
+    do {  // again when forget_statistics() removed the folder before the lock was taken
+      open();
+      const bool taken = wait_until(progress, path_ + ": another run collects these statistics: waiting for it", [&] {
+        exclusive_ = ::flock(lock_, LOCK_EX | LOCK_NB) == 0;
+        return exclusive_ || ::flock(lock_, LOCK_SH | LOCK_NB) == 0;
+      });
+      if (taken) continue;
+      ::close(lock_);
+      throw Failure(user_error("stopped; the same command continues here"));
+    } while (!lock_is_there());
   }
   /// Before anything is written: throws when others read this folder (statistics that turned out to be damaged).
   void need_exclusive() const {
@@ -157,6 +156,21 @@ class Folder {
   static void remove(const std::string& name) { ::unlink(name.c_str()); }
 
  private:
+  void open() {
+    if (lock_ >= 0) ::close(lock_);
+    do {
+      std::error_code error;
+      std::filesystem::create_directories(path_, error);
+      if (error) unusable(error.message());
+      lock_ = ::open((path_ + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+      if (lock_ < 0 && errno != ENOENT) unusable(std::strerror(errno));
+    } while (lock_ < 0);
+  }
+  bool lock_is_there() const {
+    struct stat mine {
+    }, named{};
+    return ::fstat(lock_, &mine) == 0 && ::stat((path_ + "/lock").c_str(), &named) == 0 && mine.st_ino == named.st_ino;
+  }
   [[noreturn]] void unusable(const std::string& reason) const {
     throw Failure(
         user_error(path_ + ": cannot keep statistics here: " + reason + "; name another folder with --cache"));
@@ -662,6 +676,15 @@ uint64_t activation_memory() {
   constexpr uint64_t kLeast = 1ull << 30;
   const uint64_t wanted = 2 * kTaskBytes * static_cast<uint64_t>(at::get_num_threads());
   return std::max(kLeast, std::min(wanted, available_memory() / 4));
+}
+
+void forget_statistics(const std::string& cache_folder, const std::string& key) {
+  const std::string folder = cache_folder + "/stats-" + key;
+  const int lock = ::open((folder + "/lock").c_str(), O_RDWR | O_CLOEXEC);
+  if (lock < 0) return;
+  std::error_code ignored;
+  if (::flock(lock, LOCK_EX | LOCK_NB) == 0) std::filesystem::remove_all(folder, ignored);
+  ::close(lock);
 }
 
 std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,

@@ -86,6 +86,10 @@ class Statistics {
 std::unique_ptr<Statistics> calibrate(const LmWeights& weights, const Tensor& tokens, const CalibrationOptions& options,
                                       Progress& progress = quiet_progress());
 
+/// Removes statistics that nobody will want again from the cache folder, unless another run uses them (then that one
+/// does).
+void forget_statistics(const std::string& cache_folder, const std::string& key);
+
 /// Layer-sequential calibration for methods that need the compressed prefix. Two streams go through the model: X of the
 /// float model and Xq of the blocks compressed so far. For each block, in order:
 ///   while (session.next()) {

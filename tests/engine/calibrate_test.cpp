@@ -330,6 +330,24 @@ TEST(CalibrationCache, DamageIsNoticed) {
   EXPECT_EQ(files_of(folder.path), files);
 }
 
+TEST(CalibrationCache, IsForgottenByTheLastWhoUsesIt) {
+  const Fixture f("llama");
+  const auto weights = f.weights();
+  const Tensor tokens = random_tokens(2, 8, 1);
+  TemporaryFolder folder;
+  CalibrationOptions options;
+  options.cache_folder = folder.path;
+  auto one = calibrate(*weights, tokens, options), other = calibrate(*weights, tokens, options);
+  const std::string key = one->key();
+  one.reset();
+  forget_statistics(folder.path, key);
+  EXPECT_FALSE(other->block(1).inputs.empty());
+  other.reset();
+  forget_statistics(folder.path, key);
+  EXPECT_FALSE(fs::exists(folder.path + "/stats-" + key));
+  EXPECT_FALSE(calibrate(*weights, tokens, options)->block(1).inputs.empty());
+}
+
 TEST(CalibrationCache, RefusesBadInput) {
   const Fixture f("llama");
   CalibrationOptions options;
