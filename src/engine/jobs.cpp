@@ -12,6 +12,13 @@ std::vector<Target> compressible(const LmConfig& config) {
   return targets;
 }
 
+void thin_rows(FitJob& job, int64_t every) {
+  if (every == 1) return;
+  const auto thin = [&](const Tensor& rows) { return rows.slice(0, 0, rows.size(0), every).contiguous(); };
+  job.weight = thin(job.weight);
+  if (job.row_fisher.defined()) job.row_fisher = thin(job.row_fisher);
+}
+
 // A token that the calibration text lacks will be read one day: every row counts as if it had been seen this often.
 static constexpr double kUnseenOccurrences = 0.2;
 

@@ -24,6 +24,9 @@ struct Target {
 /// All matrices of a model in file order: embedding, blocks, head. Routers of experts are left out (tiny, decisive).
 std::vector<Target> compressible(const LmConfig& config);
 
+/// Leaves one row of the job in so many.
+void thin_rows(FitJob& job, int64_t every);
+
 /// Jobs of one layer (-1: embedding and head) with the statistics that they point to.
 class JobSet {
  public:

@@ -162,18 +162,19 @@ double measured_loss(const Model& before, const Model& after, const std::vector<
   return std::expm1(log_ratio / weight);
 }
 
-void measure_alone(const Model& model, const std::vector<std::pair<std::string, std::function<NodePtr()>>>& nodes,
-                   std::span<const int32_t> tokens, int64_t length, ThreadPool& pool,
-                   const std::function<bool(size_t i, double kl)>& found) {
+void measure_alone(const Model& model, const std::vector<Alone>& matrices, std::span<const int32_t> tokens,
+                   int64_t length, ThreadPool& pool, const std::function<bool(size_t i, double kl)>& found) {
   const LmOptions load{.streamed = model.bits().total() / 4 > kLoadedBytes};
   const auto reference = must(Lm::load(model, load, pool, quiet_progress()));
   EvalOptions options;
   options.context = length;
   options.full_window = true;
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    const auto changed =
-        must(Lm::load(with_nodes(model, {{nodes[i].first, nodes[i].second()}}), load, pool, quiet_progress()));
+  const auto changed = must(Lm::load(model, load, pool, quiet_progress()));
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const Alone& a = matrices[i];
+    must(changed->take_block(with_nodes(model, {{a.name, a.node()}}), a.layer, pool));
     if (!found(i, must(compare(*changed, *reference, tokens, options, pool, quiet_progress())).mean_kl)) return;
+    must(changed->take_block(model, a.layer, pool));
   }
 }
 

@@ -4,7 +4,6 @@
 #include <functional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "base/progress.h"
@@ -31,11 +30,16 @@ void measure_model(const Model& before, const Model& after, const std::vector<st
 double measured_loss(const Model& before, const Model& after, const std::vector<std::string>& paths, ThreadPool& pool,
                      Progress& progress);
 
-/// Mean KL (nats a token) that each of `nodes` alone, in place of the model's own tensor of that name, costs on
-/// `tokens` [sequences][length]. `found(i, kl)` hears of each, in order, and may say false to stop.
-void measure_alone(const Model& model, const std::vector<std::pair<std::string, std::function<NodePtr()>>>& nodes,
-                   std::span<const int32_t> tokens, int64_t length, ThreadPool& pool,
-                   const std::function<bool(size_t i, double kl)>& found);
+/// One compressed matrix to be judged in an otherwise unchanged model.
+struct Alone {
+  std::string name;
+  int64_t layer = -1;  ///< -1: embedding or head
+  std::function<NodePtr()> node;
+};
+/// Mean KL (nats a token) that each of them alone, in place of the model's own tensor of that name, costs on `tokens`
+/// [sequences][length]. `found(i, kl)` hears of each, in order, and may say false to stop.
+void measure_alone(const Model& model, const std::vector<Alone>& matrices, std::span<const int32_t> tokens,
+                   int64_t length, ThreadPool& pool, const std::function<bool(size_t i, double kl)>& found);
 
 /// The part of a report that a model file carries (sizes and measured losses), as compact JSON.
 std::string short_report(const Report& report);

@@ -118,6 +118,8 @@ struct Lm::Impl {
     std::vector<float>* bias;
   };
   Status prepare(std::span<const Job> jobs, ThreadPool& pool, Progress& progress) const;
+  /// The final norm, and jobs for embedding and head.
+  void collect_ends(const Model& model, std::vector<Job>& jobs);
   /// Fills in the vectors of block i, and appends its matrices to `jobs`.
   void collect_block(const Model& model, int64_t i, Block& block, std::vector<Job>& jobs) const;
   Result<Block> stream_block(int64_t i, ThreadPool& pool) const;
@@ -170,9 +172,7 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
       rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta, c.rope_theta_local <= 0);
 
   std::vector<Impl::Job> jobs;
-  jobs.push_back({model.find("model.embed_tokens.weight"), &m.embedding, nullptr});
-  if (!c.tied_embeddings) jobs.push_back({model.find("lm_head.weight"), &m.head, nullptr});
-  read_vector(model, "model.norm.weight", true, m.final_norm);
+  m.collect_ends(model, jobs);
   if (options.streamed) {
     m.source = model;
   } else {
@@ -181,6 +181,26 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
   }
   PITH_TRY(m.prepare(jobs, pool, progress));
   return std::unique_ptr<Lm>(new Lm(std::move(impl)));
+}
+
+Status Lm::take_block(const Model& model, int64_t layer, ThreadPool& pool) {
+  Impl& m = *impl_;
+  if (layer >= m.config.layers) return bug_error(fmt::format("there is no block {} in this model", layer));
+  if (m.source) m.source = model;
+  std::vector<Impl::Job> jobs;
+  if (layer < 0) {
+    m.collect_ends(model, jobs);
+  } else if (!m.source) {
+    Block& block = m.blocks[static_cast<size_t>(layer)] = {};
+    m.collect_block(model, layer, block, jobs);
+  }
+  return m.prepare(jobs, pool, quiet_progress());
+}
+
+void Lm::Impl::collect_ends(const Model& model, std::vector<Job>& jobs) {
+  jobs.push_back({model.find("model.embed_tokens.weight"), &embedding, nullptr});
+  if (!config.tied_embeddings) jobs.push_back({model.find("lm_head.weight"), &head, nullptr});
+  read_vector(model, "model.norm.weight", true, final_norm);
 }
 
 Status Lm::Impl::prepare(std::span<const Job> jobs, ThreadPool& pool, Progress& progress) const {

@@ -33,6 +33,9 @@ class Lm {
   static Result<std::unique_ptr<Lm>> load(const Model& model, const LmOptions& options, ThreadPool& pool,
                                           Progress& progress);
   ~Lm();
+  /// Takes block `layer` (-1: embedding, head and final norm) from `model` instead: the loaded model with other nodes.
+  /// When it fails, the block is unusable.
+  Status take_block(const Model& model, int64_t layer, ThreadPool& pool);
 
   const LmConfig& config() const;
   /// Bytes of memory that the weights take; the KV store counts its own, and streamed blocks are left out.

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "represent/low_rank.h"
 #include "represent/memory_sections.h"
 #include "runtime/evaluate.h"
 #include "runtime/generate.h"
@@ -224,6 +225,38 @@ TEST(Lm, StreamedBlocksGiveTheSameBits) {
     EXPECT_EQ(logits_of(*streamed, tiny.sequence(0), {5, 1, 7}), logits_of(*loaded, tiny.sequence(0), {5, 1, 7}));
     EXPECT_LT(streamed->ram_bytes(), loaded->ram_bytes());
   }
+}
+
+// As if the changed model had been loaded, and back; a low-rank matrix brings its mean into the bias and takes it away.
+TEST(Lm, BlocksOfAnotherVersionAreTakenInAndGivenBack) {
+  for (const std::string& name : tiny_model_names()) {
+    SCOPED_TRACE(name);
+    const TinyModel tiny(name);
+    for (const std::string matrix : {"model.layers.1.self_attn.o_proj.weight", "model.embed_tokens.weight"}) {
+      const Node& node = *tiny.model.find(matrix)->node;
+      const int64_t rows = node.rows(), cols = node.cols();
+      const std::vector<float> u(static_cast<size_t>(2 * rows), 0.1f), v(static_cast<size_t>(2 * cols), -0.2f);
+      const NodePtr mean = *Dense::from(DType::f32, 1, rows, std::vector<float>(static_cast<size_t>(rows), 0.3f));
+      const NodePtr changed = *LowRank::make(*Dense::from(DType::f32, rows, 2, u), *Dense::from(DType::f32, 2, cols, v),
+                                             matrix.starts_with("model.layers") ? mean : nullptr);
+      const Model other = with_nodes(tiny.model, {{matrix, changed}});
+      const int64_t layer = matrix.starts_with("model.layers") ? 1 : -1;
+      for (const bool streamed : {false, true}) {
+        const auto lm = load(tiny.model, {.streamed = streamed});
+        const auto original = logits_of(*lm, tiny.sequence(0));
+        ThreadPool pool(2);
+        ASSERT_TRUE(lm->take_block(other, layer, pool).ok());
+        const auto found = logits_of(*lm, tiny.sequence(0));
+        EXPECT_EQ(found, logits_of(*load(other), tiny.sequence(0)));
+        EXPECT_NE(found, original);
+        ASSERT_TRUE(lm->take_block(tiny.model, layer, pool).ok());
+        EXPECT_EQ(logits_of(*lm, tiny.sequence(0)), original);
+      }
+    }
+  }
+  const TinyModel tiny("llama");
+  ThreadPool pool(1);
+  EXPECT_FALSE(load(tiny.model)->take_block(tiny.model, tiny.model.config.layers, pool).ok());
 }
 
 TEST(Evaluate, PerplexityIsWhatItsDefinitionSays) {
