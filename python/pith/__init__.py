@@ -13,7 +13,7 @@ Opening, decoding, generating and measuring happen in this process and never loa
 """
 
 from . import eval
-from ._engine import compress, engine_path, factorize, prune, quantize
+from ._engine import compress, engine_path, factorize, prune, quantize, tune
 from ._generate import generate
 from ._pith import (
     Bits,
@@ -40,5 +40,5 @@ __version__ = "0.1.0"
 __all__ = [
     "Bits", "BugError", "Check", "Comparison", "DataError", "Error", "Generated", "Method", "Model", "Param",
     "Perplexity", "Section", "Tensor", "UserError", "compress", "engine_path", "eval", "factorize", "generate",
-    "methods", "open", "prune", "quantize", "verify",
+    "methods", "open", "prune", "quantize", "tune", "verify",
 ]

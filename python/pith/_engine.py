@@ -94,6 +94,34 @@ def compress(
     return _pith.open(os.fspath(output))
 
 
+def tune(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    compressed: str | os.PathLike[str],
+    steps: int | None = None,
+    batch: int | None = None,
+    calib: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    report: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> _pith.Model:
+    """Tunes the file `compressed` towards `model`, its original, by distillation, and returns the result, opened.
+
+    Its stored form and size stay; what falls is the loss. `steps` of `batch` sequences of the calibration text `calib`
+    (the more of it, the better) on `device` ("cpu", "cuda"). To tune as the last stage of compressing, give `compress`
+    the option tune=STEPS. Stopped by Ctrl-C or killed, the same call goes on where it was. Further options are those of
+    `pith tune --help`, with _ for -.
+    """
+    _run(["tune", os.fspath(model), "--compressed", os.fspath(compressed), "-o", os.fspath(output),
+          *_options(dict(tune=steps, tune_batch=batch, calib=calib, device=device, report=report, threads=threads,
+                         force=force, **options))], progress)
+    return _pith.open(os.fspath(output))
+
+
 def _method(family: str, method: str, model: Any, output: Any, progress: Progress | None,
             options: dict[str, Any]) -> _pith.Model:
     _run([family, method, os.fspath(model), "-o", os.fspath(output), *_options(options)], progress)

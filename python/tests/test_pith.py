@@ -183,6 +183,24 @@ def test_quantize_for_real(engine, tiny, tmp_path):
     assert all(check.passed for check in pith.verify(str(tmp_path / "out.pith")))
 
 
+def test_tune_for_real(engine, tiny, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it rests. " * 60)
+    common = dict(calib=text, sequence_length=64, eval_chunks=0, cache=tmp_path / "cache")
+    small = pith.quantize("ec", tiny[0], tmp_path / "small.pith", step=0.02, **common)
+    seen = []
+    better = pith.tune(tiny[0], tmp_path / "better.pith", compressed=tmp_path / "small.pith", steps=12, batch=4,
+                       progress=seen.append, **common)
+    assert (tmp_path / "better.pith").stat().st_size <= (tmp_path / "small.pith").stat().st_size
+    assert {name: t.kind for name, t in better.tensors.items()} == {name: t.kind for name, t in small.tensors.items()}
+    original = pith.open(str(tiny[0]))
+    before, after = (pith.eval.kl(m, original, text, context=64).mean_kl for m in (small, better))
+    assert 0 < after < before
+    assert any(event.get("stage") == "tune" for event in seen)
+    with pytest.raises(pith.UserError, match="leave the budget out"):
+        pith.tune(tiny[0], tmp_path / "no.pith", compressed=tmp_path / "small.pith", size="1MB", **common)
+
+
 def test_stub_is_current(tmp_path):
     """python/pith/_pith.pyi says what the module has; `make docs` writes it."""
     subprocess.run([sys.executable, "-B", "-m", "nanobind.stubgen", "-q", "-m", "pith._pith", "-o",
