@@ -19,11 +19,11 @@ namespace {
 
 }  // namespace
 
-ActivationStore::ActivationStore(int64_t sequences, int64_t tokens, int64_t width)
+ActivationStore::ActivationStore(int64_t sequences, int64_t tokens, int64_t width, at::Device device)
     : sequences_(sequences),
       tokens_(tokens),
       width_(width),
-      memory_(at::empty({sequences, tokens, width}, at::kFloat)) {}
+      memory_(at::empty({sequences, tokens, width}, at::TensorOptions().dtype(at::kFloat).device(device))) {}
 
 ActivationStore::ActivationStore(int64_t sequences, int64_t tokens, int64_t width, const std::string& path)
     : sequences_(sequences), tokens_(tokens), width_(width), path_(path) {
@@ -72,7 +72,7 @@ void ActivationStore::write(int64_t first, const Tensor& values) {
     memory_.narrow(0, first, values.size(0)).copy_(values);
     return;
   }
-  const Tensor dense = values.to(at::kFloat).contiguous();
+  const Tensor dense = values.to(at::kCPU, at::kFloat).contiguous();
   const auto* from = static_cast<const char*>(dense.const_data_ptr());
   size_t left = static_cast<size_t>(dense.numel()) * sizeof(float);
   off_t at = static_cast<off_t>(first * tokens_ * width_) * static_cast<off_t>(sizeof(float));

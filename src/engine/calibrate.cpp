@@ -23,6 +23,7 @@
 #include "engine/statistics_file.h"
 #include "maths/linalg.h"
 #include "measure/memory.h"
+#include "tensor/device.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -30,30 +31,36 @@ namespace {
 
 constexpr int64_t kBatchTokens = 2048;            // tokens of one task, when memory allows
 constexpr uint64_t kTaskBytes = 256ull << 20;     // activations of one task with gradients
+constexpr int64_t kDeviceTasks = 8;               // a GPU takes so many times more at once
 constexpr int64_t kHeadTokens = 128;              // tokens whose logits are formed at a time
+constexpr int64_t kDeviceHeadTokens = 4096;       // the same on a GPU
 constexpr int64_t kVocabRows = 8192;              // head rows at a time
 constexpr const char* kFormat = "calibration 1";  // part of the key: change it when results change
 
-// How the sequences are cut into tasks. Depends on sizes only, never on threads or memory: it decides the order of
-// sums.
+// How the sequences are cut into tasks. Depends on sizes and the device only, never on threads or memory: it decides
+// the order of sums.
 struct Cut {
   int64_t sequences = 0, length = 0, batch = 1;
   uint64_t task_bytes = 0;
+  bool gpu = false;
 
-  Cut(const LmConfig& c, int64_t n, int64_t tokens) : sequences(n), length(tokens) {
+  Cut(const LmConfig& c, int64_t n, int64_t tokens, at::Device device)
+      : sequences(n), length(tokens), gpu(device.is_cuda()) {
+    const int64_t times = gpu ? kDeviceTasks : 1;
     const int64_t experts = std::max<int64_t>(1, c.experts_per_token);
     const uint64_t per_token = 4ull * static_cast<uint64_t>(20 * c.hidden + 4 * (c.heads + c.kv_heads) * c.head_dim +
                                                             8 * c.intermediate * experts);
     const uint64_t sequence = per_token * static_cast<uint64_t>(tokens);
-    batch = std::clamp<int64_t>(static_cast<int64_t>(kTaskBytes / std::max<uint64_t>(sequence, 1)), 1,
-                                std::max<int64_t>(1, kBatchTokens / tokens));
+    batch = std::clamp<int64_t>(times * static_cast<int64_t>(kTaskBytes / std::max<uint64_t>(sequence, 1)), 1,
+                                std::max<int64_t>(1, times * kBatchTokens / tokens));
     task_bytes = sequence * static_cast<uint64_t>(batch);
   }
   int64_t tasks(int64_t count) const { return (count + batch - 1) / batch; }
   int64_t first(int64_t task) const { return task * batch; }
   int64_t count(int64_t task, int64_t of) const { return std::min(batch, of - task * batch); }
-  // Fewer threads when their activations would not fit.
+  // Fewer threads when their activations would not fit; a GPU is busy with one task.
   unsigned threads(uint64_t memory) const {
+    if (gpu) return 1;
     const auto room = std::max<uint64_t>(1, memory / std::max<uint64_t>(task_bytes, 1));
     return static_cast<unsigned>(std::min<uint64_t>(room, static_cast<uint64_t>(at::get_num_threads())));
   }
@@ -67,11 +74,15 @@ void check_tokens(const LmConfig& config, const Tensor& tokens) {
                              std::to_string(config.vocab) + " entries; was the text made with another tokenizer?"));
 }
 
-bool use_bf16(Compute compute) { return compute == Compute::bf16 || (compute == Compute::automatic && fast_bf16()); }
-
-LmBlock load_block(const LmWeights& weights, int64_t layer, bool bf16) {
-  return LmBlock::load(weights, layer, at::kCPU, bf16 ? at::kBFloat16 : at::kFloat);
+bool use_bf16(Compute compute, at::Device device) {
+  return compute == Compute::bf16 || (compute == Compute::automatic && (device.is_cuda() || fast_bf16()));
 }
+
+LmBlock load_block(const LmWeights& weights, int64_t layer, at::Device device, bool bf16) {
+  return LmBlock::load(weights, layer, device, bf16 ? at::kBFloat16 : at::kFloat);
+}
+
+at::TensorOptions doubles(at::Device device) { return at::TensorOptions().dtype(at::kDouble).device(device); }
 
 std::string spill_folder(const std::string& wanted) {
   if (!wanted.empty()) return wanted + "/";
@@ -107,9 +118,9 @@ void add_in_turn(Moments& moments, const Tensor& x, Turns& turns, const std::str
   });
 }
 
-std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config) {
+std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config, at::Device device) {
   std::map<std::string, Moments, std::less<>> all;
-  for (const auto& [input, width] : block_inputs(config)) all.emplace(input, Moments(width));
+  for (const auto& [input, width] : block_inputs(config)) all.emplace(input, Moments(width, device));
   return all;
 }
 
@@ -195,6 +206,7 @@ class Collected final : public Statistics {
   int64_t tokens_ = 0, fisher_tokens_ = 0;
   bool moments_ = false;
   LmConfig config_;
+  at::Device device_ = at::kCPU;         // where factors are made
   std::unique_ptr<Folder> folder_;       // null: everything in memory
   std::vector<BlockStatistics> blocks_;  // when in memory
   EndStatistics ends_;
@@ -219,7 +231,7 @@ class Collected final : public Statistics {
   Tensor upper_factor(int64_t layer, const std::string& input, const Moments& moments, double damp) const override {
     const auto make = [&] {
       const std::string what = "block " + std::to_string(layer) + ", " + input;
-      return upper_inverse_factor(moments, damp, what).upper.to(at::kFloat);
+      return upper_inverse_factor(moments, damp, what, device_).upper.to(at::kFloat).to(at::kCPU);
     };
     if (!folder_) return make();
     const std::string file = folder_->numbered(("factor-" + input + "-" + std::to_string(damp)).c_str(), layer);
@@ -267,17 +279,19 @@ class Calibration {
       : weights_(weights),
         config_(weights.config()),
         options_(options),
+        device_(options.device),
         progress_(progress),
-        cut_(config_, tokens.size(0), tokens.size(1)),
+        cut_(config_, tokens.size(0), tokens.size(1), options.device),
         tokens_(tokens.to(at::kLong).contiguous()),
         fisher_(std::clamp<int64_t>(options.fisher_sequences, 0, tokens.size(0))),
-        bf16_(use_bf16(options.compute)),
-        context_(make_context(config_, tokens.size(1))),
+        bf16_(use_bf16(options.compute, options.device)),
+        context_(make_context(config_, tokens.size(1), options.device)),
         result_(std::make_unique<Collected>()) {}
 
   std::unique_ptr<Statistics> run() {
     Collected& r = *result_;
     r.config_ = config_;
+    r.device_ = device_;
     r.moments_ = options_.moments;
     r.tokens_ = tokens_.numel();
     r.fisher_tokens_ = fisher_ * (cut_.length - (options_.empirical ? 1 : 0));
@@ -315,6 +329,7 @@ class Calibration {
     h.add(std::as_bytes(std::span(tokens_.const_data_ptr<int64_t>(), static_cast<size_t>(tokens_.numel()))));
     h.add(static_cast<uint64_t>(options_.moments)).add(static_cast<uint64_t>(fisher_));
     h.add(static_cast<uint64_t>(options_.empirical)).add(options_.seed).add(static_cast<uint64_t>(bf16_));
+    if (cut_.gpu) h.add("on a GPU");
     return h.hex();
   }
 
@@ -333,15 +348,20 @@ class Calibration {
     if (folder() != nullptr && !name.empty()) return {sequences, cut_.length, config_.hidden, name};
     if (held_ + bytes <= options_.memory / 2) {
       held_ += bytes;
-      return {sequences, cut_.length, config_.hidden};
+      return {sequences, cut_.length, config_.hidden, device_};
     }
     return {sequences, cut_.length, config_.hidden, spill_folder(options_.cache_folder)};
   }
 
+  /// Sequences of a store, on the device.
+  Tensor read(const ActivationStore& store, int64_t first, int64_t count) const {
+    return store.read(first, count).to(device_);
+  }
+
   // A store's content as a tensor file: the state from which an interrupted run goes on.
   void save_state(const std::string& name, const ActivationStore& store, int64_t next) {
-    folder()->save(folder()->file(name),
-                   {{"values", store.read(0, store.sequences())}, {"next", at::full({1}, next, at::kLong)}});
+    folder()->save(folder()->file(name), {{"values", store.read(0, store.sequences()).to(at::kCPU)},
+                                          {"next", at::full({1}, next, at::kLong)}});
   }
   std::optional<int64_t> load_state(const std::string& name, ActivationStore& store) {
     auto state = folder()->load(folder()->file(name));
@@ -374,6 +394,7 @@ class Calibration {
 
   void forward() {
     const at::NoGradGuard no_grad;
+    const FixedOrder fixed(device_);
     hidden_ = std::make_unique<ActivationStore>(make_store(cut_.sequences, ""));
     int64_t layer = 0;
     if (folder() != nullptr)
@@ -387,13 +408,13 @@ class Calibration {
       }
     }
     for (; layer < config_.layers; ++layer) {
-      const LmBlock block = load_block(weights_, layer, bf16_);
+      const LmBlock block = load_block(weights_, layer, device_, bf16_);
       ActivationStore* keep = fisher_ > 0 ? &block_input(layer) : nullptr;
-      auto inputs = options_.moments ? empty_moments(config_) : std::map<std::string, Moments, std::less<>>{};
+      auto inputs = options_.moments ? empty_moments(config_, device_) : std::map<std::string, Moments, std::less<>>{};
       Turns turns;
       run_tasks("block " + std::to_string(layer), cut_.tasks(cut_.sequences), threads, turns, [&](int64_t task) {
         const int64_t s = cut_.first(task), n = cut_.count(task, cut_.sequences);
-        const Tensor x = hidden_->read(s, n);
+        const Tensor x = read(*hidden_, s, n);
         if (s < fisher_) keep->write(s, x.narrow(0, 0, std::min(n, fisher_ - s)));
         Taps taps;
         if (options_.moments)
@@ -402,7 +423,7 @@ class Calibration {
           };
         hidden_->write(s, block.forward(x, context_, &taps));
       });
-      for (auto& [input, moments] : inputs) moments.compact();
+      for (auto& [input, moments] : inputs) moments.compact(), moments.to_cpu();
       if (folder() != nullptr) {
         if (options_.moments) folder()->save(folder()->numbered("moments", layer), pack_inputs(inputs));
         if (time_to_commit()) {
@@ -424,13 +445,13 @@ class Calibration {
     e.token_count = at::bincount(tokens_.view({-1}), {}, config_.vocab);
     const unsigned threads = cut_.threads(options_.memory / 2);
     if (options_.moments) {
-      e.head_input = Moments(config_.hidden);
+      e.head_input = Moments(config_.hidden, device_);
       Turns turns;
       run_tasks("head", cut_.tasks(cut_.sequences), threads, turns, [&](int64_t task) {
-        const Tensor x = hidden_->read(cut_.first(task), cut_.count(task, cut_.sequences));
+        const Tensor x = read(*hidden_, cut_.first(task), cut_.count(task, cut_.sequences));
         add_in_turn(e.head_input, final_norm(weights_, x), turns, "head", task);
       });
-      e.head_input.compact();
+      e.head_input.compact(), e.head_input.to_cpu();
     }
     if (fisher_ > 0) head_gradient(threads);
     hidden_.reset();
@@ -450,24 +471,25 @@ class Calibration {
     const int64_t chunks = (config_.vocab + kVocabRows - 1) / kVocabRows, tasks = cut_.tasks(fisher_);
     const int64_t per_sequence = cut_.length;
     gradient_ = std::make_unique<ActivationStore>(make_store(fisher_, ""));
-    const Tensor gain = weights_.tensor("model.norm.weight");
+    const int64_t at_once = cut_.gpu ? kDeviceHeadTokens : kHeadTokens;
+    const Tensor gain = weights_.tensor("model.norm.weight").to(device_);
     const std::string head = head_name(config_);
     const auto normed = [&](int64_t s, int64_t n) {
-      return rms_norm(config_, hidden_->read(s, n), gain).view({-1, config_.hidden});
+      return rms_norm(config_, read(*hidden_, s, n), gain).view({-1, config_.hidden});
     };
     // Logits are formed for some tokens at a time, so that they stay in the cache.
     const auto slices = [&](int64_t task, const auto& body) {
       const int64_t begin = cut_.first(task) * per_sequence, end = begin + cut_.count(task, fisher_) * per_sequence;
       const Tensor x = normed(cut_.first(task), cut_.count(task, fisher_));
-      for (int64_t t = begin; t < end; t += kHeadTokens) {
-        const int64_t n = std::min(kHeadTokens, end - t);
+      for (int64_t t = begin; t < end; t += at_once) {
+        const int64_t n = std::min(at_once, end - t);
         body(t, n, x.narrow(0, t - begin, n));
       }
     };
-    Tensor log_sums = at::empty({chunks, fisher_ * per_sequence}, at::kDouble);
+    Tensor log_sums = at::empty({chunks, fisher_ * per_sequence}, doubles(device_));
     for (int64_t k = 0; k < chunks; ++k) {
       const int64_t v0 = k * kVocabRows, v1 = std::min(config_.vocab, v0 + kVocabRows);
-      const Tensor rows = weights_.rows(head, v0, v1);
+      const Tensor rows = weights_.rows(head, v0, v1).to(device_);
       parallel_tasks(
           tasks,
           [&](int64_t task) {
@@ -480,29 +502,28 @@ class Calibration {
     }
     const Tensor log_sum = log_sums.logsumexp(0);
     // Labels: label[t] inside the vocabulary when known (empirical), else chunk_of[t] and the rest of the draw in it.
-    Tensor label = at::full({fisher_ * per_sequence}, -1, at::kLong), chunk_of, rest;
+    Tensor label = at::full({fisher_ * per_sequence}, -1, doubles(device_).dtype(at::kLong)), chunk_of, rest;
     if (options_.empirical) {
       Tensor next = label.view({fisher_, per_sequence});
       next.narrow(1, 0, per_sequence - 1).copy_(tokens_.narrow(0, 0, fisher_).narrow(1, 1, per_sequence - 1));
     } else {
       at::Generator generator = at::detail::createCPUGenerator(options_.seed);
-      const Tensor draw =
-          at::rand({fisher_ * per_sequence}, generator, at::TensorOptions().dtype(at::kDouble)).unsqueeze(0);
+      const Tensor draw = at::rand({fisher_ * per_sequence}, generator, doubles(at::kCPU)).to(device_).unsqueeze(0);
       const Tensor up_to = (log_sums - log_sum).exp().cumsum(0);
       chunk_of = up_to.le(draw).sum(0).clamp_max(chunks - 1);
-      const Tensor before = at::cat({at::zeros({1, up_to.size(1)}, at::kDouble), up_to}, 0);
+      const Tensor before = at::cat({at::zeros({1, up_to.size(1)}, doubles(device_)), up_to}, 0);
       rest = (draw - before.gather(0, chunk_of.unsqueeze(0))).squeeze(0);
     }
     const double labelled = static_cast<double>(result_->fisher_tokens_);
-    Tensor g = at::zeros({config_.vocab}, at::kDouble);
+    Tensor g = at::zeros({config_.vocab}, doubles(device_));
     for (int64_t k = 0; k < chunks; ++k) {
       const int64_t v0 = k * kVocabRows, v1 = std::min(config_.vocab, v0 + kVocabRows);
-      const Tensor rows = weights_.rows(head, v0, v1);
+      const Tensor rows = weights_.rows(head, v0, v1).to(device_);
       Turns turns;
       run_tasks("head", tasks, threads, turns, [&](int64_t task) {
         const int64_t s = cut_.first(task), sequences = cut_.count(task, fisher_);
         std::vector<Tensor> down;
-        Tensor sum = at::zeros({v1 - v0}, at::kDouble);
+        Tensor sum = at::zeros({v1 - v0}, doubles(device_));
         slices(task, [&](int64_t t, int64_t n, const Tensor& x) {
           const Tensor logits = soft_cap(at::linear(x, rows), config_.logit_softcap);
           // d loss / d(product before the soft cap) = (p - y) * slope
@@ -518,7 +539,8 @@ class Calibration {
             sum.add_(variance.sum(0, false, at::kDouble));
           }
           const Tensor hit = mine.ge(v0).logical_and(mine.lt(v1)).nonzero().squeeze(1);
-          d.index_put_({hit, mine.index_select(0, hit) - v0}, -at::ones({hit.size(0)}), /*accumulate=*/true);
+          d.index_put_({hit, mine.index_select(0, hit) - v0}, -at::ones({hit.size(0)}, d.options()),
+                       /*accumulate=*/true);
           if (slope.defined()) d.mul_(slope);
           if (options_.empirical) {
             d.masked_fill_(mine.lt(0).unsqueeze(1), 0);  // the last token has no next one
@@ -528,17 +550,17 @@ class Calibration {
         });
         turns.turn("g", task, [&] { g.narrow(0, v0, v1 - v0).add_(sum); });
         const Tensor gradient = at::cat(down).view({sequences, per_sequence, config_.hidden});
-        gradient_->write(s, k == 0 ? gradient : gradient_->read(s, sequences) + gradient);
+        gradient_->write(s, k == 0 ? gradient : read(*gradient_, s, sequences) + gradient);
       });
     }
-    result_->ends_.head_fisher = g / labelled;
+    result_->ends_.head_fisher = (g / labelled).to(at::kCPU);
     parallel_tasks(
         tasks,
         [&](int64_t task) {
           const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
           const at::AutoGradMode grad(true);
-          Tensor x = hidden_->read(s, n).detach().clone().requires_grad_(true);
-          rms_norm(config_, x, gain).backward(gradient_->read(s, n));
+          Tensor x = read(*hidden_, s, n).detach().clone().requires_grad_(true);
+          rms_norm(config_, x, gain).backward(read(*gradient_, s, n));
           gradient_->write(s, x.grad());
         },
         threads);
@@ -569,16 +591,17 @@ class Calibration {
   void backward(int64_t from) {
     if (fisher_ == 0) return;
     const at::AutoGradMode grad(true);
+    const FixedOrder fixed(device_);
     const unsigned threads = cut_.threads(options_.memory / 2);
     const double labelled = static_cast<double>(result_->fisher_tokens_);
     for (int64_t layer = from; layer >= 0; --layer) {
-      const LmBlock block = load_block(weights_, layer, bf16_);
+      const LmBlock block = load_block(weights_, layer, device_, bf16_);
       std::map<std::string, Tensor, std::less<>> sums;
-      for (const LmLinear& l : block.linears()) sums.emplace(l.name, at::zeros({l.out}, at::kDouble));
+      for (const LmLinear& l : block.linears()) sums.emplace(l.name, at::zeros({l.out}, doubles(device_)));
       Turns turns;
       run_tasks("block " + std::to_string(layer), cut_.tasks(fisher_), threads, turns, [&](int64_t task) {
         const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
-        Tensor x = block_input(layer).read(s, n).detach().clone().requires_grad_(true);
+        Tensor x = read(block_input(layer), s, n).detach().clone().requires_grad_(true);
         std::map<std::string, Tensor> mine;
         Taps taps;
         taps.output = [&](const std::string& name, const Tensor& y) {
@@ -588,13 +611,13 @@ class Calibration {
             mine[name] = g.reshape({-1, g.size(-1)}).square().sum(0, false, at::kDouble);
           });
         };
-        block.forward(x, context_, &taps).backward(gradient_->read(s, n));
+        block.forward(x, context_, &taps).backward(read(*gradient_, s, n));
         gradient_->write(s, x.grad());
         turns.turn("fisher", task, [&] {
           for (const auto& [name, sum] : mine) sums.find(name)->second.add_(sum);
         });
       });
-      for (auto& [name, sum] : sums) sum.div_(labelled);
+      for (auto& [name, sum] : sums) sum = sum.div_(labelled).to(at::kCPU);
       if (folder() != nullptr) {
         folder()->save(folder()->numbered("fisher", layer), TensorMap(sums.begin(), sums.end()));
         if (layer > 0 && time_to_commit()) {
@@ -615,7 +638,7 @@ class Calibration {
     Tensor sum = at::zeros({config_.vocab}, at::kDouble);
     for (int64_t task = 0; task < cut_.tasks(fisher_); ++task) {
       const int64_t s = cut_.first(task), n = cut_.count(task, fisher_);
-      const Tensor square = gradient_->read(s, n).square().mean(-1).to(at::kDouble).view({-1});
+      const Tensor square = gradient_->read(s, n).square().mean(-1).to(at::kCPU, at::kDouble).view({-1});
       sum.index_add_(0, tokens_.narrow(0, s, n).reshape({-1}), square);
     }
     result_->ends_.embedding_fisher =
@@ -657,6 +680,7 @@ class Calibration {
   const LmWeights& weights_;
   const LmConfig config_;
   const CalibrationOptions& options_;
+  const at::Device device_;
   Progress& progress_;
   const Cut cut_;
   const Tensor tokens_;
@@ -710,18 +734,22 @@ struct BlockSession::State {
   std::optional<LmBlock> fp, changed;
 
   unsigned threads() const { return cut.threads(options.memory / 2); }
+  Tensor read(const ActivationStore& store, int64_t first, int64_t count) const {
+    return store.read(first, count).to(options.device);
+  }
 };
 
 BlockSession::BlockSession(const LmWeights& weights, const Tensor& tokens, const Options& options) {
   check_tokens(weights.config(), tokens);
   const LmConfig& c = weights.config();
-  state_.reset(new State{weights, c, options, Cut(c, tokens.size(0), tokens.size(1)), make_context(c, tokens.size(1)),
-                         use_bf16(options.compute), nullptr, nullptr, -1, std::nullopt, std::nullopt});
+  state_.reset(new State{weights, c, options, Cut(c, tokens.size(0), tokens.size(1), options.device),
+                         make_context(c, tokens.size(1), options.device), use_bf16(options.compute, options.device),
+                         nullptr, nullptr, -1, std::nullopt, std::nullopt});
   State& s = *state_;
   const uint64_t bytes = static_cast<uint64_t>(tokens.numel() * c.hidden) * sizeof(float);
   const bool in_memory = bytes * (options.prefix ? 2 : 1) <= options.memory / 2;
   const auto make = [&] {
-    return in_memory ? std::make_unique<ActivationStore>(tokens.size(0), tokens.size(1), c.hidden)
+    return in_memory ? std::make_unique<ActivationStore>(tokens.size(0), tokens.size(1), c.hidden, options.device)
                      : std::make_unique<ActivationStore>(tokens.size(0), tokens.size(1), c.hidden,
                                                          spill_folder(options.spill_folder));
   };
@@ -744,6 +772,7 @@ BlockSession::~BlockSession() = default;
 bool BlockSession::next() {
   const at::NoGradGuard no_grad;
   State& s = *state_;
+  const FixedOrder fixed(s.options.device);
   if (s.layer >= s.config.layers) return false;
   if (s.layer >= 0) {
     if (s.bf16) s.changed->set_compute(at::kBFloat16);
@@ -751,15 +780,15 @@ bool BlockSession::next() {
         s.cut.tasks(s.cut.sequences),
         [&](int64_t task) {
           const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
-          s.x->write(first, s.fp->forward(s.x->read(first, n), s.context));
-          if (s.xq) s.xq->write(first, s.changed->forward(s.xq->read(first, n), s.context));
+          s.x->write(first, s.fp->forward(s.read(*s.x, first, n), s.context));
+          if (s.xq) s.xq->write(first, s.changed->forward(s.read(*s.xq, first, n), s.context));
         },
         s.threads());
   }
   s.fp.reset();
   s.changed.reset();
   if (++s.layer >= s.config.layers) return false;
-  s.fp = load_block(s.weights, s.layer, s.bf16);
+  s.fp = load_block(s.weights, s.layer, s.options.device, s.bf16);
   s.changed = s.fp;
   return true;
 }
@@ -769,13 +798,20 @@ const LmBlock& BlockSession::compressed() const { return state_->changed.value()
 
 void BlockSession::replace(const std::string& name, const Tensor& weight) {
   State& s = *state_;
-  s.changed->set_weight(name, weight.to(s.changed->weight(name).scalar_type()));
+  s.changed->set_weight(name, weight.to(s.options.device, s.changed->weight(name).scalar_type()));
+}
+
+// Sums become means, on the CPU.
+static void finish(BlockSession::InputStatistics& r, double tokens) {
+  r.fp.to_cpu(), r.prefix.to_cpu();
+  if (r.cross.defined()) r.cross = r.cross.div_(tokens).to(at::kCPU);
 }
 
 std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::collect(
     const std::vector<std::string>& inputs, const Wanted& wanted) {
   const at::NoGradGuard no_grad;
   State& s = *state_;
+  const FixedOrder fixed(s.options.device);
   if (!s.fp) throw Failure(bug_error("BlockSession: collect() without a block"));
   if (!s.xq && (wanted.prefix || wanted.cross))
     throw Failure(bug_error("BlockSession: statistics of the prefix, but it is not carried"));
@@ -784,9 +820,9 @@ std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::
   for (const auto& [input, width] : block_inputs(s.config)) {
     if (!inputs.empty() && std::find(inputs.begin(), inputs.end(), input) == inputs.end()) continue;
     InputStatistics& r = result[input];
-    if (wanted.fp) r.fp = Moments(width);
-    if (wanted.prefix) r.prefix = Moments(width);
-    if (wanted.cross && !input.starts_with("expert.")) r.cross = at::zeros({width, width}, at::kDouble);
+    if (wanted.fp) r.fp = Moments(width, s.options.device);
+    if (wanted.prefix) r.prefix = Moments(width, s.options.device);
+    if (wanted.cross && !input.starts_with("expert.")) r.cross = at::zeros({width, width}, doubles(s.options.device));
     last = input;
   }
   if (result.size() < inputs.size()) throw Failure(bug_error("BlockSession: an input of no such name"));
@@ -802,7 +838,7 @@ std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::
       if (wanted.fp) add_in_turn(found->second.fp, v, turns, input, task);
       if (found->second.cross.defined()) seen[input] = v.contiguous();
     };
-    if (wanted.fp || wanted.cross) s.fp->forward(s.x->read(first, n), s.context, &taps);
+    if (wanted.fp || wanted.cross) s.fp->forward(s.read(*s.x, first, n), s.context, &taps);
     taps.input = [&](const std::string& input, const Tensor& v) {
       const auto found = result.find(input);
       if (found == result.end()) return;
@@ -818,11 +854,10 @@ std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::
         seen[input] = Tensor();
       }
     };
-    if (wanted.prefix || wanted.cross) s.changed->forward(s.xq->read(first, n), s.context, &taps);
+    if (wanted.prefix || wanted.cross) s.changed->forward(s.read(*s.xq, first, n), s.context, &taps);
   });
   const double tokens = static_cast<double>(s.cut.sequences * s.cut.length);
-  for (auto& [input, r] : result)
-    if (r.cross.defined()) r.cross.div_(tokens);
+  for (auto& [input, r] : result) finish(r, tokens);
   return result;
 }
 
@@ -834,22 +869,22 @@ BlockSession::InputStatistics BlockSession::head_input(const Wanted& wanted) {
     throw Failure(bug_error("BlockSession: statistics of the prefix, but it is not carried"));
   InputStatistics r;
   const int64_t width = s.config.hidden;
-  if (wanted.fp) r.fp = Moments(width);
-  if (wanted.prefix) r.prefix = Moments(width);
-  if (wanted.cross) r.cross = at::zeros({width, width}, at::kDouble);
+  if (wanted.fp) r.fp = Moments(width, s.options.device);
+  if (wanted.prefix) r.prefix = Moments(width, s.options.device);
+  if (wanted.cross) r.cross = at::zeros({width, width}, doubles(s.options.device));
   Turns turns;
   run_tasks("head", s.cut.tasks(s.cut.sequences), s.threads(), turns, [&](int64_t task) {
     const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
-    const Tensor x = final_norm(s.weights, s.x->read(first, n)).view({-1, width});
+    const Tensor x = final_norm(s.weights, s.read(*s.x, first, n)).view({-1, width});
     if (wanted.fp) add_in_turn(r.fp, x, turns, "x", task);
     if (!wanted.prefix && !wanted.cross) return;
-    const Tensor q = final_norm(s.weights, s.xq->read(first, n)).view({-1, width});
+    const Tensor q = final_norm(s.weights, s.read(*s.xq, first, n)).view({-1, width});
     if (wanted.prefix) add_in_turn(r.prefix, q, turns, "q", task);
     if (!wanted.cross) return;
     const Tensor product = at::mm(x.t(), q);
     turns.turn("cross", task, [&] { r.cross.add_(product); });
   });
-  if (r.cross.defined()) r.cross.div_(static_cast<double>(s.cut.sequences * s.cut.length));
+  finish(r, static_cast<double>(s.cut.sequences * s.cut.length));
   return r;
 }
 

@@ -13,7 +13,8 @@
 // again with gradients for its activations only. Memory holds one block, its activations for a few sequences, and two
 // hidden states a token; block inputs go to a file when they exceed the allowance.
 //
-// The same bytes come out for any number of threads on one machine type (tensor/parallel.h), and after kill -9.
+// The same bytes come out for any number of threads on one machine type (tensor/parallel.h), and after kill -9. On a
+// GPU (the same code, one task at a time) they are the same for one kind of GPU and one libtorch.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,7 @@
 namespace pith {
 
 enum class Compute : uint8_t {
-  automatic,  ///< bf16 products where the CPU has them, else fp32
+  automatic,  ///< bf16 products where the CPU has them and on GPUs, else fp32
   fp32,
   bf16,
 };
@@ -45,6 +46,7 @@ struct CalibrationOptions {
   bool empirical = false;        ///< labels are the next tokens instead of drawn from the model
   uint64_t seed = 0;
   Compute compute = Compute::automatic;
+  at::Device device = at::kCPU;  ///< where blocks run and sums are taken; results are on the CPU
   /// Bytes that activations may take; beyond it they go to files and fewer threads work.
   uint64_t memory = activation_memory();
   std::string cache_folder;    ///< statistics are kept and found here; empty = only in memory, nothing resumes
@@ -104,6 +106,7 @@ class BlockSession {
     uint64_t memory = activation_memory();
     std::string spill_folder;  ///< for activations beyond `memory`; empty = $TMPDIR or /tmp
     Compute compute = Compute::fp32;
+    at::Device device = at::kCPU;  ///< where blocks run; statistics are on the CPU, block() and compressed() there
     const LmWeights* prefix_embedding = nullptr;  ///< whose embedding Xq begins with; null = the float model's
   };
   struct Wanted {

@@ -61,8 +61,6 @@ Compressor::Compressor(const CompressRequest& request, Progress& progress)
                                  "--compressed FILE'",
                                  spec.method, recipe(spec).method->family, spec.method)));
   if (!request.ends.method.empty()) recipe(request.ends);
-  if (request.tune_steps == 0 && request.device != "cpu")
-    throw Failure(user_error("a device is for tuning; give --tune STEPS with --device " + request.device));
   device_ = open_device(request.device);
   if (only_tunes() && request.shares > 1)
     throw Failure(user_error("tuning is one piece of work and cannot be shared; leave --units out"));
@@ -187,6 +185,7 @@ void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
   options.moments = n.moments;
   options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
   options.seed = request_.seed;
+  options.device = device_;
   options.cache_folder = cache_folder(request_);
   statistics_ = calibrate(*weights_, calibration_.tokens, options, progress_);
 }

@@ -79,6 +79,7 @@ void Compressor::each_layer(const std::vector<size_t>& which, const char* stage_
       const JobSet jobs(*weights_, statistics_.get(), layer);
       const auto work = [&](size_t i) {
         FitJob job = jobs.make(targets_[i]);
+        job.device = device_;
         if (const ModelTensor* base = base_ ? base_->find(targets_[i].name) : nullptr) job.base = base->node;
         fit(i, std::move(job));
       };
@@ -189,6 +190,7 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
   const bool cross = needs().cross;
   BlockSession::Options options;
   options.compute = Compute::automatic;
+  options.device = device_;
   options.prefix_embedding = prefix.get();
   BlockSession session(*weights_, calibration_.tokens, options);
   const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };
@@ -207,6 +209,7 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
         parallel_tasks(static_cast<int64_t>(group.size()), [&](int64_t k) {
           const size_t i = group[static_cast<size_t>(k)];
           FitJob job = jobs->make(targets_[i]);
+          job.device = device_;
           const auto& s = inputs.at(targets_[i].input);
           job.inputs = &s.prefix;
           job.factor = {};  // that of the float model's inputs

@@ -61,7 +61,8 @@ Tensor input_moments(const FitJob& job) { return seen_moments(job).second(); }
 
 Tensor walk_factor(const FitJob& job, double damp) {
   const Moments& moments = seen_moments(job);
-  return job.factor ? job.factor(damp) : upper_inverse_factor(moments, damp, job.name).upper.to(at::kFloat);
+  if (job.factor) return job.factor(damp);
+  return upper_inverse_factor(moments, damp, job.name, job.device).upper.to(at::kFloat).to(at::kCPU);
 }
 
 Tensor input_squares(const FitJob& job) { return seen_moments(job).diagonal(); }
@@ -74,17 +75,20 @@ double predicted_loss(const FitJob& job, const Node& node) {
   const bool known = knows_inputs(job);
   const int64_t rows = node.rows(), cols = node.cols(), blocks = (rows + kRows - 1) / kRows;
   std::vector<double> loss(static_cast<size_t>(blocks));
+  std::vector<Tensor> panels;
+  if (known)
+    for (const Tensor& panel : job.inputs->panels()) panels.push_back(panel.to(job.device, at::kFloat));
   parallel_tasks(blocks, [&](int64_t block) {
     const int64_t r0 = block * kRows, n = std::min(kRows, rows - r0);
     Tensor error = at::empty({n, cols}, at::kFloat);
     node.decode_rows(r0, r0 + n, error.data_ptr<float>());
-    error.sub_(job.weight.narrow(0, r0, n));
-    Tensor per_row = at::zeros({n}, at::kDouble);
+    error = error.sub_(job.weight.narrow(0, r0, n)).to(job.device);
+    Tensor per_row = at::zeros({n}, at::TensorOptions().dtype(at::kDouble).device(job.device));
     if (known) {
       int64_t i = 0;
-      for (const Tensor& panel : job.inputs->panels()) {
+      for (const Tensor& panel : panels) {
         const int64_t h = panel.size(0), rest = cols - i - h;
-        const Tensor product = at::mm(error.narrow(1, i, h), panel.to(at::kFloat));
+        const Tensor product = at::mm(error.narrow(1, i, h), panel);
         per_row += (product.narrow(1, 0, h) * error.narrow(1, i, h)).sum(1, false, at::kDouble);
         if (rest > 0)
           per_row += 2 * (product.narrow(1, h, rest) * error.narrow(1, i + h, rest)).sum(1, false, at::kDouble);
@@ -94,7 +98,7 @@ double predicted_loss(const FitJob& job, const Node& node) {
     } else {
       per_row = (error * error).sum(1, false, at::kDouble);
     }
-    if (job.row_fisher.defined()) per_row *= job.row_fisher.narrow(0, r0, n).to(at::kDouble);
+    if (job.row_fisher.defined()) per_row *= job.row_fisher.narrow(0, r0, n).to(job.device, at::kDouble);
     loss[static_cast<size_t>(block)] = 0.5 * per_row.sum().item<double>();
   });
   double sum = 0;

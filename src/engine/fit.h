@@ -15,16 +15,17 @@
 
 namespace pith {
 
-/// One matrix and what is known about it. Tensors are fp32 on one device.
+/// One matrix and what is known about it. Tensors are fp32 on the CPU.
 struct FitJob {
   std::string name;                 ///< "model.layers.3.mlp.down_proj.weight"
   Tensor weight;                    ///< [out, in]
   const Moments* inputs = nullptr;  ///< second moments of the inputs; null when the method needs none
   /// The walk's factor of `inputs` at a damping, when somebody keeps it; empty: it is made anew.
   std::function<Tensor(double damp)> factor;
-  Tensor cross;       ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
-  Tensor row_fisher;  ///< G, [out]: mean squared gradient at each output; undefined when not collected
-  NodePtr base;       ///< what an earlier method made of this matrix (EoRA); null otherwise
+  Tensor cross;                  ///< E[x_float x_compressed^T], [in, in]; undefined when not collected
+  Tensor row_fisher;             ///< G, [out]: mean squared gradient at each output; undefined when not collected
+  at::Device device = at::kCPU;  ///< where large sums may be taken; what is made of them comes to the CPU
+  NodePtr base;                  ///< what an earlier method made of this matrix (EoRA); null otherwise
   uint64_t seed = 0;
 };
 

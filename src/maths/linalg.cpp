@@ -19,6 +19,11 @@ Tensor to_square(const Tensor& h, const std::string& what) {
   return h.to(at::kDouble);
 }
 
+// Panels are independent; a GPU takes them one after the other.
+void each_panel(const Tensor& matrix, int64_t panels, const std::function<void(int64_t)>& body) {
+  parallel_tasks(panels, body, matrix.is_cuda() ? 1 : 0);
+}
+
 // Lower Cholesky factor of `a` (its lower triangle), in place. False when `a` is not positive definite.
 bool cholesky_in_place(Tensor a) {
   const int64_t n = a.size(0);
@@ -35,13 +40,13 @@ bool cholesky_in_place(Tensor a) {
     const int64_t rest = n - j - w, panels = (rest + kPanel - 1) / kPanel;
     // below := below * block^-T, by panels of rows
     const auto rows = [&](int64_t i) { return a.narrow(0, j + w + i * kPanel, std::min(kPanel, rest - i * kPanel)); };
-    parallel_tasks(panels, [&](int64_t i) {
+    each_panel(a, panels, [&](int64_t i) {
       Tensor below = rows(i).narrow(1, j, w);
       below.copy_(at::linalg_solve_triangular(block, below.t().contiguous(), /*upper=*/false).t());
     });
     // What remains, its lower triangle only.
     const Tensor below = rest > 0 ? a.narrow(0, j + w, rest).narrow(1, j, w).contiguous() : Tensor();
-    parallel_tasks(panels, [&](int64_t i) {
+    each_panel(a, panels, [&](int64_t i) {
       const int64_t h = std::min(kPanel, rest - i * kPanel), to = i * kPanel + h;
       rows(i).narrow(1, j + w, to).sub_(at::mm(below.narrow(0, i * kPanel, h), below.narrow(0, 0, to).t()));
     });
@@ -62,7 +67,7 @@ void invert_lower_in_place(Tensor l) {
     }
     if (j > 0) {  // left of the corner: -inverse * left * (the inverse of the part above), which is lower triangular
       const Tensor left = at::mm(inverse, l.narrow(0, j, w).narrow(1, 0, j)).neg_();
-      parallel_tasks(j / kPanel, [&](int64_t i) {
+      each_panel(l, j / kPanel, [&](int64_t i) {
         const int64_t from = i * kPanel;
         l.narrow(0, j, w)
             .narrow(1, from, kPanel)
@@ -74,18 +79,22 @@ void invert_lower_in_place(Tensor l) {
 }
 
 // Turns a contiguous square matrix by half a turn: rows and columns in reverse order.
-void reverse_in_place(const Tensor& m) {
+void reverse_in_place(Tensor& m) {
+  if (m.is_cuda()) {
+    m.copy_(m.flip({0, 1}));
+    return;
+  }
   double* p = m.data_ptr<double>();
   std::reverse(p, p + m.numel());
 }
 
 // `fill` writes H with rows and columns reversed, at least its lower triangle.
 InverseFactor factor(const Tensor& diagonal, const std::function<void(Tensor&)>& fill, double damp,
-                     const std::string& what) {
+                     const std::string& what, at::Device device) {
   const int64_t n = diagonal.size(0);
   InverseFactor result;
   result.damp = damp;
-  result.upper = at::empty({n, n}, at::kDouble);
+  result.upper = at::empty({n, n}, at::TensorOptions().dtype(at::kDouble).device(device));
   if (n == 0) return result;
   const double* d = diagonal.const_data_ptr<double>();
   double sum = 0;
@@ -127,10 +136,10 @@ InverseFactor upper_inverse_factor(const Tensor& h, double damp, const std::stri
         work.copy_(full);
         reverse_in_place(work);
       },
-      damp, what);
+      damp, what, at::kCPU);
 }
 
-InverseFactor upper_inverse_factor(const Moments& moments, double damp, const std::string& what) {
+InverseFactor upper_inverse_factor(const Moments& moments, double damp, const std::string& what, at::Device device) {
   const at::NoGradGuard no_grad;
   return factor(
       moments.diagonal(),
@@ -144,7 +153,7 @@ InverseFactor upper_inverse_factor(const Moments& moments, double damp, const st
           from += h;
         }
       },
-      damp, what);
+      damp, what, device);
 }
 
 SquareRoot square_root(const Tensor& c, double floor, const std::string& what) {

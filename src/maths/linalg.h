@@ -20,8 +20,10 @@ struct InverseFactor {
 /// that it neither disturbs its neighbours nor is compensated by them. When the factorisation fails, damp grows
 /// tenfold, up to 1; then, or when H holds NaN or infinity, throws Failure naming `what`.
 InverseFactor upper_inverse_factor(const Tensor& h, double damp = 0.01, const std::string& what = "matrix");
-/// The same of E[x x^T], without making that matrix: beside `moments`, memory holds the result only.
-InverseFactor upper_inverse_factor(const Moments& moments, double damp = 0.01, const std::string& what = "matrix");
+/// The same of E[x x^T], without making that matrix: beside `moments`, memory holds the result only. Computed, and
+/// left, on `device`.
+InverseFactor upper_inverse_factor(const Moments& moments, double damp = 0.01, const std::string& what = "matrix",
+                                   at::Device device = at::kCPU);
 
 /// 1 / U_jj^2 of an upper factor [n, n], in fp32: what an error of column j costs the walk along it.
 std::vector<float> inverse_squared_diagonal(const Tensor& upper);

@@ -6,20 +6,20 @@
 
 namespace pith {
 
-Moments::Moments(int64_t width)
-    : width_(width),
-      sum_(at::zeros({width}, at::kDouble)),
-      sum_abs_(at::zeros({width}, at::kDouble)),
-      max_abs_(at::zeros({width}, at::kFloat)) {
+Moments::Moments(int64_t width, at::Device device) : width_(width) {
+  const auto doubles = at::TensorOptions().dtype(at::kDouble).device(device);
+  sum_ = at::zeros({width}, doubles);
+  sum_abs_ = at::zeros({width}, doubles);
+  max_abs_ = at::zeros({width}, doubles.dtype(at::kFloat));
   for (int64_t i = 0; i < width; i += kPanel)
-    panels_.push_back(at::zeros({std::min(kPanel, width - i), width - i}, at::kDouble));
+    panels_.push_back(at::zeros({std::min(kPanel, width - i), width - i}, doubles));
 }
 
 void Moments::add(const Tensor& x, const InTurn& in_turn) {
   const at::NoGradGuard no_grad;
   const Tensor flat = x.detach().reshape({-1, x.size(-1)}).to(at::kFloat).contiguous();
   const int64_t width = flat.size(1), tokens = flat.size(0);
-  if (width_ == 0 && !in_turn) *this = Moments(width);
+  if (width_ == 0 && !in_turn) *this = Moments(width, flat.device());
   if (width != width_)
     throw Failure(
         bug_error("moments: inputs of width " + std::to_string(width) + ", expected " + std::to_string(width_)));
@@ -30,7 +30,7 @@ void Moments::add(const Tensor& x, const InTurn& in_turn) {
   if (!at::isfinite(sum).all().item<bool>())
     throw Failure(data_error("a layer's input is not finite (NaN or infinity) on the calibration text"));
   const Tensor size = flat.abs(), sum_abs = size.sum(0, false, at::kDouble);
-  const Tensor max_abs = tokens > 0 ? size.amax(0) : at::zeros({width}, at::kFloat);
+  const Tensor max_abs = tokens > 0 ? size.amax(0) : at::zeros_like(max_abs_);
   commit(-1, [&] {
     sum_.add_(sum);
     sum_abs_.add_(sum_abs);
@@ -61,6 +61,12 @@ void Moments::merge(const Moments& other) {
 
 void Moments::compact() {
   for (Tensor& panel : panels_) panel = panel.to(at::kFloat);
+}
+
+void Moments::to_cpu() {
+  if (width_ == 0) return;
+  for (Tensor& panel : panels_) panel = panel.to(at::kCPU);
+  sum_ = sum_.to(at::kCPU), sum_abs_ = sum_abs_.to(at::kCPU), max_abs_ = max_abs_.to(at::kCPU);
 }
 
 Tensor Moments::sum_outer() const {

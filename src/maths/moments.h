@@ -17,7 +17,8 @@ class Moments {
   static constexpr int64_t kPanel = 256;
 
   Moments() = default;
-  explicit Moments(int64_t width);
+  /// Sums live on `device`, where the vectors will be.
+  explicit Moments(int64_t width, at::Device device = at::kCPU);
 
   /// How several threads add to one Moments in a fixed order: called for each step of add() (the sums, then each panel)
   /// with what changes the sums; it runs that in this thread's turn. Products are formed outside of it.
@@ -28,6 +29,8 @@ class Moments {
   void merge(const Moments& other);
   /// Rounds the panels to fp32, at the end of a collection: half the memory, and an error far below that of sampling.
   void compact();
+  /// Brings the sums to the CPU, where everything but add() expects them.
+  void to_cpu();
 
   int64_t count() const { return count_; }
   int64_t width() const { return width_; }

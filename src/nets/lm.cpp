@@ -298,7 +298,7 @@ Tensor embed(const LmWeights& weights, const Tensor& tokens) {
 }
 
 Tensor final_norm(const LmWeights& weights, const Tensor& x) {
-  return rms_norm(weights.config(), x, weights.tensor("model.norm.weight"));
+  return rms_norm(weights.config(), x, weights.tensor("model.norm.weight").to(x.device()));
 }
 
 Tensor lm_logits(const LmConfig& config, const TensorMap& ends, const std::vector<LmBlock>& blocks,

@@ -11,4 +11,16 @@ namespace pith {
 /// without it. Throws Failure when the name is unknown or there is no such device.
 at::Device open_device(const std::string& name);
 
+/// While it lives, operations on a GPU sum in a fixed order, those without such a form fail. Nothing to do for the CPU.
+class FixedOrder {
+ public:
+  explicit FixedOrder(at::Device device);
+  ~FixedOrder();
+  FixedOrder(const FixedOrder&) = delete;
+  FixedOrder& operator=(const FixedOrder&) = delete;
+
+ private:
+  bool changed_;
+};
+
 }  // namespace pith

@@ -7,7 +7,9 @@
 #include <fstream>
 #include <set>
 
+#include "maths/linalg.h"
 #include "nets/fixture.h"
+#include "tensor/device.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -238,6 +240,59 @@ TEST_P(Calibrate, SameBitsForAnyNumberOfThreads) {
     }
   }
   at::set_num_threads(2);
+}
+
+/// Says on the first call whether libtorch finds one.
+bool has_gpu() {
+  static const bool found = [] {
+    try {
+      return open_device("cuda").is_cuda();
+    } catch (const Failure&) {
+      return false;
+    }
+  }();
+  return found;
+}
+
+void expect_close(const TensorMap& a, const TensorMap& b, double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, t] : a)
+    EXPECT_LE(gap(t, b.at(name)), tolerance * b.at(name).abs().max().item<double>()) << name;
+}
+
+TEST_P(Calibrate, OnAGpuIsTheSameWithinRoundingAndTheSameBitsEachTime) {
+  if (!has_gpu()) GTEST_SKIP() << "libtorch finds no GPU here";
+  const Fixture f(GetParam());
+  const auto weights = f.weights();
+  const Tensor tokens = random_tokens(1500, 24, 4);  // several tasks
+  CalibrationOptions options;
+  options.fisher_sequences = 1400;
+  options.empirical = true;  // the same labels everywhere
+  options.compute = Compute::fp32;
+  const TensorMap expected = everything(*calibrate(*weights, tokens, options), f.config);
+  options.device = at::Device(at::kCUDA);
+  const auto statistics = calibrate(*weights, tokens, options);
+  const TensorMap found = everything(*statistics, f.config);
+  expect_close(found, expected, 1e-3);
+  expect_same(found, everything(*calibrate(*weights, tokens, options), f.config));
+  options.empirical = false, options.compute = Compute::automatic;
+  const TensorMap drawn = everything(*calibrate(*weights, tokens, options), f.config);
+  expect_same(drawn, everything(*calibrate(*weights, tokens, options), f.config));
+
+  const Moments moments = statistics->block(0).inputs.find("attn_in")->second;
+  const Tensor there = upper_inverse_factor(moments, 0.01, "here", options.device).upper;
+  EXPECT_TRUE(there.is_cuda());
+  EXPECT_LT(relative_gap(there.to(at::kCPU), upper_inverse_factor(moments, 0.01).upper), 1e-9);
+
+  BlockSession::Options session_options;
+  session_options.device = options.device;
+  BlockSession session(*weights, tokens, session_options);
+  while (session.next())
+    for (const auto& [input, s] : session.collect({}, {true, true, true})) {
+      const Tensor second = statistics->block(session.block().layer()).inputs.find(input)->second.second();
+      EXPECT_LT(gap(s.fp.second(), second), 1e-5 * second.abs().max().item<double>()) << input;
+      EXPECT_TRUE(at::equal(s.fp.second(), s.prefix.second())) << input;
+    }
 }
 
 struct StopAfter final : Progress {

@@ -240,8 +240,6 @@ TEST_F(CompressAndTune, WrongQuestionsFailBeforeTheWork) {
   };
   CompressRequest r = request(lm_s_, "out.pith");
   r.budget = {Budget::Kind::size, 700e3};
-  r.device = "cuda";
-  refused(r, "--tune");
   r.tune_steps = 1;
   r.device = "abacus";
   refused(r, "'abacus'");
