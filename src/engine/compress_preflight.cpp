@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 
 #include "engine/compressor.h"
 #include "measure/memory.h"
@@ -77,10 +76,9 @@ Preflight Compressor::preflight() {
   }
   if (!statistics_) return out;
   // Statistics of so few sequences serve nobody later.
-  const std::string folder = cache_folder(request_) + "/stats-" + statistics_->key();
+  const std::string key = statistics_->key();
   statistics_.reset();
-  std::error_code ignored;
-  std::filesystem::remove_all(folder, ignored);
+  forget_statistics(cache_folder(request_), key);
   return out;
 }
 
