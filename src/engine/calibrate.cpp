@@ -118,9 +118,9 @@ void add_in_turn(Moments& moments, const Tensor& x, Turns& turns, const std::str
   });
 }
 
-std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config, at::Device device) {
+std::map<std::string, Moments, std::less<>> empty_moments(const LmConfig& config, int64_t layer, at::Device device) {
   std::map<std::string, Moments, std::less<>> all;
-  for (const auto& [input, width] : block_inputs(config)) all.emplace(input, Moments(width, device));
+  for (const auto& [input, width] : block_inputs(config, layer)) all.emplace(input, Moments(width, device));
   return all;
 }
 
@@ -218,7 +218,8 @@ class Collected final : public Statistics {
     BlockStatistics result;
     if (moments_) {
       const TensorMap t = need(folder_->numbered("moments", layer));
-      for (const auto& [input, width] : block_inputs(config_)) result.inputs.emplace(input, get_moments(t, input));
+      for (const auto& [input, width] : block_inputs(config_, layer))
+        result.inputs.emplace(input, get_moments(t, input));
     }
     if (fisher_tokens_ > 0)
       for (auto& [name, g] : need(folder_->numbered("fisher", layer))) result.row_fisher.emplace(name, g);
@@ -410,7 +411,8 @@ class Calibration {
     for (; layer < config_.layers; ++layer) {
       const LmBlock block = load_block(weights_, layer, device_, bf16_);
       ActivationStore* keep = fisher_ > 0 ? &block_input(layer) : nullptr;
-      auto inputs = options_.moments ? empty_moments(config_, device_) : std::map<std::string, Moments, std::less<>>{};
+      auto inputs =
+          options_.moments ? empty_moments(config_, layer, device_) : std::map<std::string, Moments, std::less<>>{};
       Turns turns;
       run_tasks("block " + std::to_string(layer), cut_.tasks(cut_.sequences), threads, turns, [&](int64_t task) {
         const int64_t s = cut_.first(task), n = cut_.count(task, cut_.sequences);
@@ -807,6 +809,53 @@ static void finish(BlockSession::InputStatistics& r, double tokens) {
   if (r.cross.defined()) r.cross = r.cross.div_(tokens).to(at::kCPU);
 }
 
+void BlockSession::replace_block(LmBlock block) {
+  State& s = *state_;
+  if (s.bf16) block.set_compute(at::kBFloat16);
+  s.changed = std::move(block);
+}
+
+double BlockSession::influence() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (!s.fp) throw Failure(bug_error("BlockSession: influence() without a block"));
+  std::vector<double> cosines(static_cast<size_t>(s.cut.tasks(s.cut.sequences)));
+  Turns turns;
+  run_tasks("block " + std::to_string(s.layer), s.cut.tasks(s.cut.sequences), s.threads(), turns, [&](int64_t task) {
+    const Tensor x = s.x->read(s.cut.first(task), s.cut.count(task, s.cut.sequences));
+    const Tensor y = s.fp->forward(x, s.context);
+    const Tensor lengths = (x.square().sum(-1) * y.square().sum(-1)).sqrt().clamp_min(1e-30);
+    cosines[static_cast<size_t>(task)] = ((x * y).sum(-1) / lengths).sum(at::kDouble).item<double>();
+  });
+  double sum = 0;
+  for (const double c : cosines) sum += c;
+  return 1 - sum / static_cast<double>(s.cut.sequences * s.cut.length);
+}
+
+BlockSession::HeadSquares BlockSession::head_squares() {
+  const at::NoGradGuard no_grad;
+  State& s = *state_;
+  if (!s.fp || !s.xq) throw Failure(bug_error("BlockSession: squares of heads without a block or a prefix"));
+  HeadSquares sums;
+  Turns turns;
+  run_tasks("block " + std::to_string(s.layer), s.cut.tasks(s.cut.sequences), s.threads(), turns, [&](int64_t task) {
+    const int64_t first = s.cut.first(task), n = s.cut.count(task, s.cut.sequences);
+    Taps taps;
+    taps.stop_after = "attn_out";
+    taps.rope = [&](const Tensor& q, const Tensor& k) {
+      const auto squares = [](const Tensor& x) { return x.square().sum({0, 2}, false, at::kDouble); };
+      const Tensor of_q = squares(q), of_k = squares(k);
+      turns.turn("heads", task, [&] {
+        sums.queries = sums.queries.defined() ? sums.queries + of_q : of_q;
+        sums.keys = sums.keys.defined() ? sums.keys + of_k : of_k;
+      });
+    };
+    s.changed->forward(s.xq->read(first, n), s.context, &taps);
+  });
+  const auto tokens = static_cast<double>(s.cut.sequences * s.cut.length);
+  return {sums.queries / tokens, sums.keys / tokens};
+}
+
 std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::collect(
     const std::vector<std::string>& inputs, const Wanted& wanted) {
   const at::NoGradGuard no_grad;
@@ -817,12 +866,15 @@ std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::
     throw Failure(bug_error("BlockSession: statistics of the prefix, but it is not carried"));
   std::map<std::string, InputStatistics, std::less<>> result;
   std::string last;
-  for (const auto& [input, width] : block_inputs(s.config)) {
+  const auto narrowed = block_inputs(s.changed->config(), s.layer);
+  for (const auto& [input, width] : block_inputs(s.config, s.layer)) {
     if (!inputs.empty() && std::find(inputs.begin(), inputs.end(), input) == inputs.end()) continue;
     InputStatistics& r = result[input];
+    const auto twin = std::find_if(narrowed.begin(), narrowed.end(), [&](const auto& n) { return n.first == input; });
     if (wanted.fp) r.fp = Moments(width, s.options.device);
-    if (wanted.prefix) r.prefix = Moments(width, s.options.device);
-    if (wanted.cross && !input.starts_with("expert.")) r.cross = at::zeros({width, width}, doubles(s.options.device));
+    if (wanted.prefix) r.prefix = Moments(twin->second, s.options.device);
+    if (wanted.cross && !input.starts_with("expert."))
+      r.cross = at::zeros({width, twin->second}, doubles(s.options.device));
     last = input;
   }
   if (result.size() < inputs.size()) throw Failure(bug_error("BlockSession: an input of no such name"));
@@ -845,7 +897,7 @@ std::map<std::string, BlockSession::InputStatistics, std::less<>> BlockSession::
       if (wanted.prefix) add_in_turn(found->second.prefix, v, turns, input + "'", task);
       if (found->second.cross.defined()) {
         const Tensor x = seen[input].t();
-        const int64_t width = v.size(1);
+        const int64_t width = x.size(0);
         for (int64_t i = 0; i < width; i += Moments::kPanel) {  // panel by panel, to hold little
           const int64_t h = std::min(Moments::kPanel, width - i);
           const Tensor product = at::mm(x.narrow(0, i, h), v);

@@ -118,6 +118,9 @@ class BlockSession {
     Moments fp, prefix;
     Tensor cross;  ///< [width, width] fp64; undefined when not wanted, and for experts (X and Xq may be routed apart)
   };
+  struct HeadSquares {
+    Tensor queries, keys;  ///< E of each channel's square after RoPE, [heads, key_dim] and [kv_heads, key_dim] fp64
+  };
 
   BlockSession(const LmWeights& weights, const Tensor& tokens, const Options& options);
   ~BlockSession();
@@ -131,8 +134,14 @@ class BlockSession {
   /// Statistics of the named inputs (empty = all) with the weights as they are now.
   std::map<std::string, InputStatistics, std::less<>> collect(const std::vector<std::string>& inputs,
                                                               const Wanted& wanted);
+  /// Block influence: 1 - E cos(x, block(x)) over the tokens of X, of the float block.
+  double influence();
+  /// What queries and keys of the compressed block are made of, on Xq.
+  HeadSquares head_squares();
   /// Replaces a weight in the compressed block.
   void replace(const std::string& name, const Tensor& weight);
+  /// Replaces the whole compressed block, by one of other widths inside if need be.
+  void replace_block(LmBlock block);
   /// After the last block: statistics of the head's input.
   InputStatistics head_input(const Wanted& wanted);
 

@@ -36,7 +36,7 @@ uint64_t Compressor::expected_memory() const {
   }
   std::sort(fits.rbegin(), fits.rend());
   for (size_t i = 0; i < std::min(threads, fits.size()); ++i) block += fits[i];
-  for (const auto& [input, width] : block_inputs(model_.config)) block += static_cast<uint64_t>(2 * width * width);
+  for (const auto& [input, width] : block_inputs(model_.config, 0)) block += static_cast<uint64_t>(2 * width * width);
   const uint64_t allowance = activation_memory();
   const auto tokens =
       static_cast<uint64_t>(request_.sequence_length * (request_.calibration_sequences + request_.fisher_sequences));

@@ -14,8 +14,9 @@ bool permutes_qk(const LmConfig& c) {
          c.architecture == "smollm3";
 }
 
-// llama.cpp runs Mistral and Mixtral under the name of Llama.
+// llama.cpp runs Mistral and Mixtral under the name of Llama; a Llama whose layers differ in width under that of Deci.
 std::string gguf_architecture(const LmConfig& c) {
+  if (!c.layer_shapes.empty()) return "deci";
   return c.architecture == "mistral" || c.architecture == "mixtral" ? "llama" : c.architecture;
 }
 
@@ -34,6 +35,24 @@ double as_meant(double stored) {
 double llama_cpp_attention_scale(const LmConfig& c) {
   const bool large = (c.architecture == "gemma2" && c.layers == 46) || (c.architecture == "gemma3" && c.layers == 62);
   return 1 / std::sqrt(static_cast<double>(large ? c.hidden / c.heads : c.head_dim));
+}
+
+// Of layers of their own width llama.cpp runs Llamas (as "deci") whose MLPs differ and whose heads are whole.
+Status check_shapes(const LmConfig& c) {
+  for (size_t i = 0; i < c.layer_shapes.size(); ++i) {
+    const LayerShape& s = c.layer_shapes[i];
+    if (s.key_dim != c.head_dim || s.value_dim != c.head_dim || !s.rope_pairs.empty())
+      return user_error(
+          "layer " + std::to_string(i) + " has heads of " + std::to_string(s.key_dim) + " key and " +
+          std::to_string(s.value_dim) + " value channels of " + std::to_string(c.head_dim) +
+          ", and llama.cpp wants the same whole heads in every layer; keep the .pith file, or narrow only "
+          "the MLPs (modegpt: --modules mlp)");
+  }
+  if (!c.layer_shapes.empty() && c.architecture != "llama")
+    return user_error(
+        "MLPs of different width cannot be written as GGUF for architecture " + c.architecture +
+        ", only for llama; keep the .pith file, or narrow all layers alike (modegpt: --allocation uniform)");
+  return {};
 }
 
 int64_t default_swa_pattern(const LmConfig& c) { return c.architecture == "gemma2" ? 2 : 6; }
@@ -125,13 +144,13 @@ std::vector<float> rope_freq_factors(const LmConfig& c) {
 Result<LmConfig> lm_config_from_gguf(const GgufFile& file) {
   const auto& m = file.metadata();
   PITH_ASSIGN(const std::string arch, m.get_string("general.architecture"));
-  if (arch != "llama" && arch != "qwen2" && arch != "qwen3" && arch != "smollm3" && arch != "gemma2" &&
-      arch != "gemma3")
+  if (arch != "llama" && arch != "deci" && arch != "qwen2" && arch != "qwen3" && arch != "smollm3" &&
+      arch != "gemma2" && arch != "gemma3")
     return data_error("architecture \"" + arch.substr(0, 60) +
-                      "\" is not supported (known: llama, qwen2, qwen3, smollm3, gemma2, gemma3)");
+                      "\" is not supported (known: llama, deci, qwen2, qwen3, smollm3, gemma2, gemma3)");
   const std::string p = arch + ".";
   LmConfig c;
-  c.architecture = arch;
+  c.architecture = arch == "deci" ? "llama" : arch;
   PITH_ASSIGN(c.name, m.get_string("general.name", ""));
   const auto size = [&](const char* key, int64_t& out) -> Status {
     PITH_ASSIGN(out, m.get_u32(p + key));
@@ -139,7 +158,18 @@ Result<LmConfig> lm_config_from_gguf(const GgufFile& file) {
   };
   PITH_TRY(size("embedding_length", c.hidden));
   PITH_TRY(size("block_count", c.layers));
-  PITH_TRY(size("feed_forward_length", c.intermediate));
+  std::vector<int64_t> widths;  // of the MLPs, where they differ
+  if (const GgufValue* list = m.find(p + "feed_forward_length");
+      arch == "deci" && list != nullptr && list->type() == GgufType::array) {
+    const auto numbers = list->as_i64s();
+    if (!numbers || numbers->size() != static_cast<size_t>(c.layers) || numbers->empty())
+      return data_error("metadata key " + p + "feed_forward_length should list " + std::to_string(c.layers) +
+                        " layers");
+    widths = *numbers;
+    c.intermediate = *std::max_element(widths.begin(), widths.end());
+  } else {
+    PITH_TRY(size("feed_forward_length", c.intermediate));
+  }
   PITH_TRY(size("attention.head_count", c.heads));
   PITH_TRY(size("context_length", c.context));
   PITH_ASSIGN(c.kv_heads, m.get_u32(p + "attention.head_count_kv", static_cast<uint32_t>(c.heads)));
@@ -185,6 +215,9 @@ Result<LmConfig> lm_config_from_gguf(const GgufFile& file) {
       c.architecture = "mistral";
   }
   PITH_TRY(check_config(c));  // from here on, the number of layers can be believed
+  std::vector<LayerShape> shapes;
+  for (const int64_t width : widths) shapes.push_back({width, c.head_dim, c.head_dim, {}});
+  c = with_shapes(std::move(c), std::move(shapes));
   if (arch == "smollm3")
     for (int64_t i = 0; i < c.layers; ++i) c.no_rope_layers.push_back((i + 1) % 4 == 0);
   if (is_gemma(c)) {
@@ -231,6 +264,7 @@ Result<LmConfig> lm_config_from_gguf(const GgufFile& file) {
 
 Result<GgufMetadata> gguf_metadata_from_config(const LmConfig& c) {
   PITH_TRY(check_config(c));
+  PITH_TRY(check_shapes(c));
   GgufMetadata m;
   const std::string arch = gguf_architecture(c), p = arch + ".";
   const auto u32 = [&](const char* key, int64_t v) { m.set(p + key, GgufValue::u32(static_cast<uint32_t>(v))); };
@@ -241,7 +275,13 @@ Result<GgufMetadata> gguf_metadata_from_config(const LmConfig& c) {
   u32("block_count", c.layers);
   u32("context_length", std::min<int64_t>(c.context, UINT32_MAX));
   u32("embedding_length", c.hidden);
-  u32("feed_forward_length", c.intermediate);
+  if (c.layer_shapes.empty()) {
+    u32("feed_forward_length", c.intermediate);
+  } else {
+    std::vector<uint32_t> widths;
+    for (const LayerShape& s : c.layer_shapes) widths.push_back(static_cast<uint32_t>(s.intermediate));
+    m.set(p + "feed_forward_length", GgufValue::u32s(widths));
+  }
   u32("attention.head_count", c.heads);
   u32("attention.head_count_kv", c.kv_heads);
   u32("attention.key_length", c.head_dim);

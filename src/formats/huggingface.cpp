@@ -120,6 +120,11 @@ Status write_huggingface_folder(const std::string& folder, const LmConfig& confi
                                 const std::function<Status(const std::string& file)>& write_weights, bool overwrite) {
   if (type != DType::f32 && type != DType::f16 && type != DType::bf16)
     return bug_error("write_huggingface: type should be f32, f16 or bf16");
+  if (!config.layer_shapes.empty())
+    return user_error(
+        "layers of this model differ in width or have narrowed heads, and transformers has one width for all of them "
+        "and whole heads; keep the .pith file, or narrow only MLPs and all of them alike (modegpt: --modules mlp "
+        "--allocation uniform)");
   std::string target = folder;
   while (target.size() > 1 && target.back() == '/') target.pop_back();
   std::error_code error;

@@ -1,5 +1,6 @@
 #include "formats/lm_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -111,7 +112,61 @@ Status read_sliding(const json& config, LmConfig& c, const Defaults& d) {
   return {};
 }
 
+// "layer_shapes", Pith's own key: one object a layer.
+Status read_shapes(const json& config, LmConfig& c) {
+  const auto list = config.find("layer_shapes");
+  if (list == config.end() || list->is_null()) return {};
+  if (!list->is_array() || list->size() != static_cast<size_t>(c.layers))
+    return data_error("\"layer_shapes\" should list " + std::to_string(c.layers) + " layers");
+  for (const auto& entry : *list) {
+    const std::string where = "\"layer_shapes\" of layer " + std::to_string(c.layer_shapes.size());
+    if (!entry.is_object()) return data_error(where + " should be an object");
+    LayerShape shape;
+    PITH_ASSIGN(shape.intermediate, json_int(entry, "intermediate_size", c.intermediate));
+    PITH_ASSIGN(shape.key_dim, json_int(entry, "key_dim", c.head_dim));
+    PITH_ASSIGN(shape.value_dim, json_int(entry, "value_dim", c.head_dim));
+    if (const auto pairs = entry.find("rope_pairs"); pairs != entry.end()) {
+      const Error wrong = data_error(where + ": \"rope_pairs\" should hold a list of whole numbers for each key head");
+      if (!pairs->is_array() || pairs->size() > static_cast<size_t>(c.heads)) return wrong;
+      for (const auto& head : *pairs) {
+        if (!head.is_array() || head.size() > static_cast<size_t>(c.head_dim)) return wrong;
+        std::vector<int32_t>& list_of_head = shape.rope_pairs.emplace_back();
+        for (const auto& pair : head) {
+          const int64_t number = pair.is_number_integer() ? pair.get<int64_t>() : -1;
+          if (number < 0 || number >= c.head_dim) return wrong;
+          list_of_head.push_back(static_cast<int32_t>(number));
+        }
+      }
+    }
+    c.layer_shapes.push_back(std::move(shape));
+  }
+  return {};
+}
+
+json shapes_json(const LmConfig& c) {
+  json list = json::array();
+  for (const LayerShape& shape : c.layer_shapes) {
+    json entry = {
+        {"intermediate_size", shape.intermediate}, {"key_dim", shape.key_dim}, {"value_dim", shape.value_dim}};
+    if (!shape.rope_pairs.empty()) entry["rope_pairs"] = shape.rope_pairs;
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
 }  // namespace
+
+LmConfig with_shapes(LmConfig config, std::vector<LayerShape> shapes) {
+  if (!shapes.empty()) config.intermediate = 0;
+  for (const LayerShape& s : shapes) config.intermediate = std::max(config.intermediate, s.intermediate);
+  const bool alike = std::all_of(shapes.begin(), shapes.end(), [&](const LayerShape& s) {
+    return s.intermediate == config.intermediate && s.key_dim == config.head_dim && s.value_dim == config.head_dim &&
+           s.rope_pairs.empty();
+  });
+  if (alike) shapes.clear();
+  config.layer_shapes = std::move(shapes);
+  return config;
+}
 
 Result<LmConfig> lm_config_from_hf(const json& given) {
   if (!given.is_object()) return data_error("should be a JSON object");
@@ -197,6 +252,7 @@ Result<LmConfig> lm_config_from_hf(const json& given) {
   PITH_ASSIGN(const bool attention_bias, json_bool(config, "attention_bias", false));
   if (c.architecture == "qwen2") {
     c.qkv_bias = true;
+    PITH_ASSIGN(c.o_bias, json_bool(config, "attention_out_bias", false));
   } else if (c.architecture != "mistral" && c.architecture != "mixtral") {
     c.qkv_bias = attention_bias;
     // Not a key of transformers, whose files have both or none; GGUF files may have one.
@@ -239,6 +295,7 @@ Result<LmConfig> lm_config_from_hf(const json& given) {
     if (both_ways) return data_error("use_bidirectional_attention is not supported");
   }
   PITH_TRY(read_sliding(config, c, *d));
+  PITH_TRY(read_shapes(config, c));
   PITH_TRY(check_config(c));
   return c;
 }
@@ -264,10 +321,8 @@ json lm_config_to_hf(const LmConfig& c) {
   out["tie_word_embeddings"] = c.tied_embeddings;
   out[is_gemma(c) ? "hidden_activation" : "hidden_act"] =
       c.activation == Activation::silu ? "silu" : "gelu_pytorch_tanh";
-  if (c.architecture != "qwen2") {
-    out["attention_bias"] = c.qkv_bias;
-    if (c.o_bias != c.qkv_bias) out["attention_out_bias"] = c.o_bias;
-  }
+  if (c.architecture != "qwen2") out["attention_bias"] = c.qkv_bias;
+  if (c.o_bias != (c.qkv_bias && c.architecture != "qwen2")) out["attention_out_bias"] = c.o_bias;
   if (c.architecture == "llama" || c.architecture == "smollm3") out["mlp_bias"] = c.mlp_bias;
   if (c.architecture != "llama") out["sliding_window"] = c.sliding_window > 0 ? json(c.sliding_window) : json();
   if (c.architecture == "qwen2" || c.architecture == "qwen3" || c.architecture == "smollm3")
@@ -299,14 +354,15 @@ json lm_config_to_hf(const LmConfig& c) {
     if (c.architecture == "gemma3")
       out["rope_local_base_freq"] = c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta;
   }
+  if (!c.layer_shapes.empty()) out["layer_shapes"] = shapes_json(c);
   return out;
 }
 
 std::vector<TensorSpec> expected_tensors(const LmConfig& c) {
   std::vector<TensorSpec> out;
-  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   out.push_back({"model.embed_tokens.weight", {c.vocab, c.hidden}});
   for (int64_t i = 0; i < c.layers; ++i) {
+    const int64_t key = c.key_dim(i), value = c.value_dim(i), mlp = c.mlp_width(i);
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     const auto linear = [&](const std::string& name, int64_t rows, int64_t cols, bool bias) {
       out.push_back({layer + name + ".weight", {rows, cols}});
@@ -314,14 +370,14 @@ std::vector<TensorSpec> expected_tensors(const LmConfig& c) {
     };
     const auto norm = [&](const std::string& name, int64_t n) { out.push_back({layer + name + ".weight", {n}}); };
     norm("input_layernorm", c.hidden);
-    linear("self_attn.q_proj", q, c.hidden, c.qkv_bias);
-    linear("self_attn.k_proj", kv, c.hidden, c.qkv_bias);
-    linear("self_attn.v_proj", kv, c.hidden, c.qkv_bias);
+    linear("self_attn.q_proj", c.heads * key, c.hidden, c.qkv_bias);
+    linear("self_attn.k_proj", c.kv_heads * key, c.hidden, c.qkv_bias);
+    linear("self_attn.v_proj", c.kv_heads * value, c.hidden, c.qkv_bias);
     if (c.qk_norm) {
-      norm("self_attn.q_norm", c.head_dim);
-      norm("self_attn.k_norm", c.head_dim);
+      norm("self_attn.q_norm", key);
+      norm("self_attn.k_norm", key);
     }
-    linear("self_attn.o_proj", c.hidden, q, c.o_bias);
+    linear("self_attn.o_proj", c.hidden, c.heads * value, c.o_bias);
     norm("post_attention_layernorm", c.hidden);
     if (c.post_norms) {
       norm("pre_feedforward_layernorm", c.hidden);
@@ -331,19 +387,48 @@ std::vector<TensorSpec> expected_tensors(const LmConfig& c) {
       linear("block_sparse_moe.gate", c.experts, c.hidden, false);
       for (int64_t e = 0; e < c.experts; ++e) {
         const std::string expert = "block_sparse_moe.experts." + std::to_string(e) + ".";
-        linear(expert + "w1", c.intermediate, c.hidden, false);
-        linear(expert + "w2", c.hidden, c.intermediate, false);
-        linear(expert + "w3", c.intermediate, c.hidden, false);
+        linear(expert + "w1", mlp, c.hidden, false);
+        linear(expert + "w2", c.hidden, mlp, false);
+        linear(expert + "w3", mlp, c.hidden, false);
       }
     } else {
-      linear("mlp.gate_proj", c.intermediate, c.hidden, c.mlp_bias);
-      linear("mlp.up_proj", c.intermediate, c.hidden, c.mlp_bias);
-      linear("mlp.down_proj", c.hidden, c.intermediate, c.mlp_bias);
+      linear("mlp.gate_proj", mlp, c.hidden, c.mlp_bias);
+      linear("mlp.up_proj", mlp, c.hidden, c.mlp_bias);
+      linear("mlp.down_proj", c.hidden, mlp, c.mlp_bias);
     }
   }
   out.push_back({"model.norm.weight", {c.hidden}});
   if (!c.tied_embeddings) out.push_back({"lm_head.weight", {c.vocab, c.hidden}});
   return out;
+}
+
+static Status check_shape(const LmConfig& c, const LayerShape& shape) {
+  if (shape.intermediate < 1 || shape.intermediate > c.intermediate)
+    return data_error("an MLP of " + std::to_string(shape.intermediate) + ", should have 1 to " +
+                      std::to_string(c.intermediate) + " channels");
+  if (shape.value_dim < 1 || shape.value_dim > c.head_dim)
+    return data_error("value heads of " + std::to_string(shape.value_dim) + ", should have 1 to " +
+                      std::to_string(c.head_dim) + " channels");
+  if (shape.key_dim < 2 || shape.key_dim > c.head_dim || shape.key_dim % 2 != 0)
+    return data_error("key heads of " + std::to_string(shape.key_dim) + ", should have an even number from 2 to " +
+                      std::to_string(c.head_dim) + " of channels");
+  if (shape.rope_pairs.empty() && shape.key_dim != c.head_dim)
+    return data_error("key heads of " + std::to_string(shape.key_dim) + " channels of " + std::to_string(c.head_dim) +
+                      ", but no rope_pairs that say which");
+  if (shape.key_dim != c.head_dim && c.qk_norm)
+    return data_error("norms on the heads of queries and keys need all of their channels");
+  if (!shape.rope_pairs.empty() && shape.rope_pairs.size() != static_cast<size_t>(c.kv_heads))
+    return data_error("rope_pairs of " + std::to_string(shape.rope_pairs.size()) + " heads, should be " +
+                      std::to_string(c.kv_heads));
+  for (const auto& head : shape.rope_pairs) {
+    bool sound = head.size() == static_cast<size_t>(shape.key_dim / 2);
+    for (size_t i = 0; sound && i < head.size(); ++i)
+      sound = head[i] >= 0 && head[i] < c.head_dim / 2 && (i == 0 || head[i] > head[i - 1]);
+    if (!sound)
+      return data_error("rope_pairs of a head should be " + std::to_string(shape.key_dim / 2) +
+                        " ascending numbers below " + std::to_string(c.head_dim / 2));
+  }
+  return {};
 }
 
 Status check_config(const LmConfig& c) {
@@ -377,6 +462,10 @@ Status check_config(const LmConfig& c) {
   };
   PITH_TRY(flags("sliding layers", c.sliding_layers));
   PITH_TRY(flags("layers without RoPE", c.no_rope_layers));
+  if (!c.layer_shapes.empty() && c.layer_shapes.size() != static_cast<size_t>(c.layers))
+    return data_error("shapes of " + std::to_string(c.layer_shapes.size()) + " layers of " + std::to_string(c.layers));
+  for (size_t i = 0; i < c.layer_shapes.size(); ++i)
+    PITH_TRY(check_shape(c, c.layer_shapes[i]).context("shape of layer " + std::to_string(i)));
   const auto number = [](const char* name, double v, bool zero_allowed) -> Status {
     if (!std::isfinite(v) || v < 0 || (v == 0 && !zero_allowed))
       return data_error(std::string(name) + " is " + std::to_string(v) + ", should be above 0");

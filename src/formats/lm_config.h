@@ -28,6 +28,18 @@ struct RopeScaling {
   bool operator==(const RopeScaling&) const = default;
 };
 
+/// Widths inside one layer that was made narrower than the others.
+struct LayerShape {
+  int64_t intermediate = 0;  ///< MLP channels (of each expert)
+  int64_t key_dim = 0;       ///< channels of each query and key head; scores are scaled by head_dim all the same
+  int64_t value_dim = 0;     ///< channels of each value head
+  /// [kv_heads][key_dim / 2]: which of the head_dim / 2 rotations turns each pair of channels of a key head and of the
+  /// query heads that it serves, ascending. Empty: all of them, and key_dim is head_dim.
+  std::vector<std::vector<int32_t>> rope_pairs;
+
+  bool operator==(const LayerShape&) const = default;
+};
+
 struct LmConfig {
   std::string architecture = "llama";  ///< llama mistral qwen2 qwen3 smollm3 gemma2 gemma3 mixtral
   std::string name;                    ///< human name when the file has one
@@ -51,6 +63,7 @@ struct LmConfig {
   std::vector<uint8_t> no_rope_layers;  ///< SmolLM3: one flag a layer that has no RoPE; empty = none
   int64_t experts = 0, experts_per_token = 0;  ///< 0 = dense MLP
   bool norm_expert_weights = true;             ///< renormalise the chosen experts' weights to sum 1 (Mixtral)
+  std::vector<LayerShape> layer_shapes;        ///< one a layer; empty: intermediate and head_dim everywhere
 
   bool slides(int64_t layer) const {
     return sliding_window > 0 && (sliding_layers.empty() || sliding_layers[static_cast<size_t>(layer)] != 0);
@@ -58,12 +71,31 @@ struct LmConfig {
   bool has_rope(int64_t layer) const {
     return no_rope_layers.empty() || no_rope_layers[static_cast<size_t>(layer)] == 0;
   }
+  int64_t mlp_width(int64_t layer) const {
+    return layer_shapes.empty() ? intermediate : layer_shapes[static_cast<size_t>(layer)].intermediate;
+  }
+  int64_t key_dim(int64_t layer) const {
+    return layer_shapes.empty() ? head_dim : layer_shapes[static_cast<size_t>(layer)].key_dim;
+  }
+  int64_t value_dim(int64_t layer) const {
+    return layer_shapes.empty() ? head_dim : layer_shapes[static_cast<size_t>(layer)].value_dim;
+  }
+  /// The rotations of a layer's key heads; null when all are in place.
+  const std::vector<std::vector<int32_t>>* rope_pairs(int64_t layer) const {
+    if (layer_shapes.empty() || layer_shapes[static_cast<size_t>(layer)].rope_pairs.empty()) return nullptr;
+    return &layer_shapes[static_cast<size_t>(layer)].rope_pairs;
+  }
   bool operator==(const LmConfig&) const = default;
 };
 
+/// The configuration with these widths, one a layer; in its plain form where all layers are alike and heads whole.
+/// `intermediate` becomes the widest.
+LmConfig with_shapes(LmConfig config, std::vector<LayerShape> shapes);
+
 /// From the config.json of a Hugging Face folder; names the key when something is missing or not supported.
 Result<LmConfig> lm_config_from_hf(const nlohmann::json& config);
-/// The inverse, as far as the architecture's config.json can say it.
+/// The inverse, as far as the architecture's config.json can say it; layer_shapes go into a key of Pith's own, which
+/// only Pith reads (transformers has one width for all layers).
 nlohmann::json lm_config_to_hf(const LmConfig& config);
 
 /// Names and shapes of all tensors of a model with this configuration, in canonical order.

@@ -10,17 +10,18 @@ static constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 static int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
-// Scratch: scores [queries][64], the tile's keys and values as panels (bf16: half of each), probabilities as bf16.
+// Scratch: scores [queries][64], the tile's keys as panels (bf16: half of each, then two panels of values),
+// probabilities as bf16.
 int64_t attention_scratch(int64_t queries, int64_t dim) {
-  return round16(queries) * kAttentionTile * 3 / 2 + 2 * kAttentionTile * dim;
+  return round16(queries) * kAttentionTile * 3 / 2 + 2 * kAttentionTile * std::max<int64_t>(dim, 16);
 }
 
-bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim) {
-  return ops.gemm_bf16 != nullptr && count >= 12 && dim % 32 == 0;
+bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim, int64_t value_dim) {
+  return ops.gemm_bf16 != nullptr && count >= 12 && dim % 32 == 0 && value_dim % 32 == 0;
 }
 
 void attention_begin(const AttentionQueries& q, AttentionState state) {
-  std::fill_n(state.out, round16(q.count) * q.dim, 0.0f);
+  std::fill_n(state.out, round16(q.count) * q.value_dim, 0.0f);
   std::fill_n(state.top, q.count, kNone);
   std::fill_n(state.sum, q.count, 0.0f);
 }
@@ -40,14 +41,14 @@ static void visible(const AttentionQueries& q, int32_t p, const int32_t* positio
 
 void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys, const float* values,
                     const int32_t* positions, int64_t count, float* scratch, AttentionState state) {
-  const int64_t dim = q.dim, tile = kAttentionTile;
+  const int64_t dim = q.dim, width = q.value_dim, tile = kAttentionTile;
   float* scores = scratch;
   float* panels = scores + round16(q.count) * tile;
   auto* narrow = reinterpret_cast<uint16_t*>(panels);
-  auto* chances = reinterpret_cast<uint16_t*>(panels + 2 * tile * dim);
+  auto* chances = reinterpret_cast<uint16_t*>(panels + 2 * tile * std::max<int64_t>(dim, 16));
   const bool bf16 = q.bf16 != nullptr;
   // Few queries: dot products with the rows as they are. Many: keys turned into panels, then matrix products.
-  const bool few = q.count < 6 || dim % kTileRows != 0;
+  const bool few = q.count < 6;
   if (bf16) {
     // Two panels of 16 keys at a time. Keys beyond the last one give scores that nobody reads.
     for (int64_t b = 0; b < count; b += 2 * kTileRows) {
@@ -88,7 +89,7 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
     if (state.top[i] != top) {
       const float shrink = state.top[i] == kNone ? 0.0f : std::exp(state.top[i] - top);
       state.sum[i] *= shrink;
-      ops.scale(state.out + i * dim, dim, shrink);
+      ops.scale(state.out + i * width, width, shrink);
       state.top[i] = top;
     }
     state.sum[i] += ops.exp_sum(s + first, last - first, top);
@@ -99,32 +100,33 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
     const int64_t padded = (count + 31) / 32 * 32;
     for (int64_t i = 0; i < q.count; ++i) ops.f32_to_bf16(scores + i * tile, padded, chances + i * tile);
     std::fill(chances + q.count * tile, chances + round16(q.count) * tile, static_cast<uint16_t>(0));
-    for (int64_t b = 0; b < dim; b += 2 * kTileRows) {
+    for (int64_t b = 0; b < width; b += 2 * kTileRows) {
       for (int64_t h = 0; h < 2; ++h) {
         uint16_t* panel = narrow + h * tile * kTileRows;
-        ops.pack_bf16(values + b + h * kTileRows, dim, count, panel);
+        ops.pack_bf16(values + b + h * kTileRows, width, count, panel);
         std::fill(panel + (count + 1) / 2 * 32, panel + padded * kTileRows, static_cast<uint16_t>(0));
       }
-      ops.gemm_bf16(chances, tile, round16(q.count), narrow, narrow + tile * kTileRows, padded, state.out + b, dim,
+      ops.gemm_bf16(chances, tile, round16(q.count), narrow, narrow + tile * kTileRows, padded, state.out + b, width,
                     true);
     }
-  } else if (few) {
-    for (int64_t i = 0; i < q.count; ++i) {
-      for (int64_t j = 0; j < count; ++j) {
-        const float p = scores[i * tile + j];
-        if (p != 0) ops.axpy(p, values + j * dim, dim, state.out + i * dim);
-      }
-    }
-  } else {
-    for (int64_t b = 0; b < dim; b += kTileRows) {
-      ops.gemm_f32(scores, tile, q.count, values + b, dim, count, state.out + b, dim, true);
+    return;
+  }
+  const int64_t whole = few ? 0 : width / kTileRows * kTileRows;
+  for (int64_t b = 0; b < whole; b += kTileRows) {
+    ops.gemm_f32(scores, tile, q.count, values + b, width, count, state.out + b, width, true);
+  }
+  if (whole == width) return;
+  for (int64_t i = 0; i < q.count; ++i) {
+    for (int64_t j = 0; j < count; ++j) {
+      const float p = scores[i * tile + j];
+      if (p != 0) ops.axpy(p, values + j * width + whole, width - whole, state.out + i * width + whole);
     }
   }
 }
 
 void attention_end(const Ops& ops, const AttentionQueries& q, AttentionState state) {
   for (int64_t i = 0; i < q.count; ++i) {
-    ops.scale(state.out + i * q.dim, q.dim, state.sum[i] > 0 ? 1.0f / state.sum[i] : 0.0f);
+    ops.scale(state.out + i * q.value_dim, q.value_dim, state.sum[i] > 0 ? 1.0f / state.sum[i] : 0.0f);
   }
 }
 

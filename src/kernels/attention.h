@@ -8,21 +8,22 @@
 
 namespace pith {
 
-/// Queries of one KV head: `count` rows of `dim` floats, already scaled. Row i has position[i].
+/// Queries of one KV head: `count` rows of `dim` floats, already scaled. Row i has position[i]. Values may be of
+/// another width than queries and keys.
 struct AttentionQueries {
   const float* q = nullptr;
   const int32_t* position = nullptr;
-  int64_t count = 0, dim = 0;
+  int64_t count = 0, dim = 0, value_dim = 0;
   float softcap = 0;               ///< 0 = off
   int64_t window = 0;              ///< a query sees keys at most window - 1 positions back; 0 = all
   const uint16_t* bf16 = nullptr;  ///< the queries once more, rows up to a multiple of 16; null: products in fp32
 };
 
 /// True when attention_tile can use bf16 tiles for these queries.
-bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim);
+bool attention_takes_bf16(const Ops& ops, int64_t count, int64_t dim, int64_t value_dim);
 
-/// Running result: out[count up to 16s][dim] is not yet divided by sum[count]; top[count] is the largest score so far.
-/// log-sum-exp of row i is top[i] + log(sum[i]).
+/// Running result: out[count up to 16s][value_dim] is not yet divided by sum[count]; top[count] is the largest score so
+/// far. log-sum-exp of row i is top[i] + log(sum[i]).
 struct AttentionState {
   float* out = nullptr;
   float* top = nullptr;
@@ -31,9 +32,9 @@ struct AttentionState {
 
 void attention_begin(const AttentionQueries& queries, AttentionState state);
 
-/// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim, positions ascending. A query sees a
-/// key when the key's position is not greater than its own. Any dim works; a multiple of 16 is fast. `scratch` holds
-/// attention_scratch(queries.count, dim) floats.
+/// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim and value_dim, positions ascending. A
+/// query sees a key when the key's position is not greater than its own. Any widths work; multiples of 16 are fast.
+/// `scratch` holds attention_scratch(queries.count, dim) floats.
 inline constexpr int64_t kAttentionTile = 64;
 int64_t attention_scratch(int64_t queries, int64_t dim);
 void attention_tile(const Ops& ops, const AttentionQueries& queries, const float* keys, const float* values,

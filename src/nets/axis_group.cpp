@@ -78,14 +78,15 @@ void gather(TensorMap& tensors, const AxisGroup& group, const std::vector<int64_
 
 std::vector<AxisGroup> axis_groups(const LmConfig& c) {
   std::vector<AxisGroup> groups{hidden_group(c)};
-  const int64_t d = c.head_dim, per_kv = c.heads / c.kv_heads;
+  const int64_t per_kv = c.heads / c.kv_heads;
   for (int64_t layer = 0; layer < c.layers; ++layer) {
+    const int64_t key = c.key_dim(layer), d = c.value_dim(layer);
     const std::string name = "layers." + std::to_string(layer), p = "model." + name + ".";
     const std::string q = p + "self_attn.q_proj", k = p + "self_attn.k_proj", v = p + "self_attn.v_proj";
     const std::string o = p + "self_attn.o_proj.weight";
     AxisGroup kv{name + ".kv", c.kv_heads, {}, {}};
-    add_output(kv, q, c.qkv_bias, 0, per_kv * d);
-    add_output(kv, k, c.qkv_bias, 0, d);
+    add_output(kv, q, c.qkv_bias, 0, per_kv * key);
+    add_output(kv, k, c.qkv_bias, 0, key);
     add_output(kv, v, c.qkv_bias, 0, d);
     kv.uses.push_back({o, 1, 0, per_kv * d});
     groups.push_back(std::move(kv));
@@ -93,7 +94,7 @@ std::vector<AxisGroup> axis_groups(const LmConfig& c) {
       const std::string in_kv = name + ".kv." + std::to_string(g);
       if (per_kv > 1) {
         AxisGroup heads{in_kv + ".heads", per_kv, {}, {}};
-        add_output(heads, q, c.qkv_bias, g * per_kv * d, d);
+        add_output(heads, q, c.qkv_bias, g * per_kv * key, key);
         heads.uses.push_back({o, 1, g * per_kv * d, d});
         groups.push_back(std::move(heads));
       }
@@ -103,7 +104,7 @@ std::vector<AxisGroup> axis_groups(const LmConfig& c) {
       groups.push_back(std::move(value));
     }
     if (c.experts == 0) {
-      AxisGroup mlp{name + ".mlp", c.intermediate, {}, {}};
+      AxisGroup mlp{name + ".mlp", c.mlp_width(layer), {}, {}};
       add_output(mlp, p + "mlp.gate_proj", c.mlp_bias, 0, 1);
       add_output(mlp, p + "mlp.up_proj", c.mlp_bias, 0, 1);
       mlp.uses.push_back({p + "mlp.down_proj.weight", 1});
@@ -114,7 +115,7 @@ std::vector<AxisGroup> axis_groups(const LmConfig& c) {
     for (int64_t e = 0; e < c.experts; ++e) {
       const std::string x = p + "block_sparse_moe.experts." + std::to_string(e) + ".";
       groups.push_back({name + ".experts." + std::to_string(e) + ".mlp",
-                        c.intermediate,
+                        c.mlp_width(layer),
                         {{x + "w1.weight", 0}, {x + "w3.weight", 0}, {x + "w2.weight", 1}},
                         {}});
       experts.whole[0].push_back(x + "w1.weight");

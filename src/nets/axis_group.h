@@ -32,6 +32,7 @@ struct AxisGroup {
 std::vector<AxisGroup> axis_groups(const LmConfig& config);
 
 /// Member j of the result is member order[j] of the input; `order` must be a permutation. Changes `tensors` in place.
+/// Of key-value heads the caller moves the rope_pairs of the configuration too.
 void permute(TensorMap& tensors, const AxisGroup& group, const std::vector<int64_t>& order);
 /// Keeps only the members in `keep` (ascending, unique, not empty). The caller adapts the configuration.
 void select(TensorMap& tensors, const AxisGroup& group, const std::vector<int64_t>& keep);

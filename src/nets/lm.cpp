@@ -45,10 +45,21 @@ std::pair<Tensor, Tensor> rotations(const Tensor& frequencies, int64_t tokens, a
   return {both.cos().to(device, at::kFloat), both.sin().to(device, at::kFloat)};
 }
 
-Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {  // x: [batch, heads, tokens, head_dim]
+// x: [batch, heads, tokens, key_dim]; cos, sin: [tokens, key_dim], or [heads, tokens, key_dim].
+Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   const int64_t half = x.size(3) / 2;
   const Tensor swapped = at::cat({x.narrow(3, half, half).neg(), x.narrow(3, 0, half)}, 3);
   return x * cos + swapped * sin;
+}
+
+// Of [tokens, head_dim] what the kept pairs of each of `heads` query or key heads turn by, [heads, tokens, key_dim].
+Tensor pairs_of(const Tensor& turns, const std::vector<std::vector<int32_t>>& pairs, int64_t heads) {
+  std::vector<Tensor> list;
+  for (const std::vector<int32_t>& kept : pairs) {
+    const Tensor half = turns.index_select(1, at::tensor(kept, at::kLong).to(turns.device()));
+    list.push_back(at::cat({half, half}, 1));
+  }
+  return at::stack(list).repeat_interleave(heads / static_cast<int64_t>(pairs.size()), 0);
 }
 
 Tensor activate(const Tensor& x, Activation kind) {
@@ -66,30 +77,30 @@ Tensor rms_norm(const LmConfig& config, const Tensor& x, const Tensor& gain) {
 
 std::vector<LmLinear> block_linears(const LmConfig& c, int64_t layer) {
   const std::string p = layer_prefix(layer);
-  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  std::vector<LmLinear> list{{p + "self_attn.q_proj.weight", "attn_in", q, c.hidden},
-                             {p + "self_attn.k_proj.weight", "attn_in", kv, c.hidden},
-                             {p + "self_attn.v_proj.weight", "attn_in", kv, c.hidden},
-                             {p + "self_attn.o_proj.weight", "attn_out", c.hidden, q}};
+  const int64_t key = c.key_dim(layer), value = c.value_dim(layer), mlp = c.mlp_width(layer);
+  std::vector<LmLinear> list{{p + "self_attn.q_proj.weight", "attn_in", c.heads * key, c.hidden},
+                             {p + "self_attn.k_proj.weight", "attn_in", c.kv_heads * key, c.hidden},
+                             {p + "self_attn.v_proj.weight", "attn_in", c.kv_heads * value, c.hidden},
+                             {p + "self_attn.o_proj.weight", "attn_out", c.hidden, c.heads * value}};
   if (c.experts == 0) {
-    list.push_back({p + "mlp.gate_proj.weight", "mlp_in", c.intermediate, c.hidden});
-    list.push_back({p + "mlp.up_proj.weight", "mlp_in", c.intermediate, c.hidden});
-    list.push_back({p + "mlp.down_proj.weight", "mlp_act", c.hidden, c.intermediate});
+    list.push_back({p + "mlp.gate_proj.weight", "mlp_in", mlp, c.hidden});
+    list.push_back({p + "mlp.up_proj.weight", "mlp_in", mlp, c.hidden});
+    list.push_back({p + "mlp.down_proj.weight", "mlp_act", c.hidden, mlp});
     return list;
   }
   list.push_back({p + "block_sparse_moe.gate.weight", "mlp_in", c.experts, c.hidden, /*router=*/true});
   for (int64_t e = 0; e < c.experts; ++e) {
     const std::string name = p + expert_prefix(e), tap = "expert." + std::to_string(e);
-    list.push_back({name + "w1.weight", tap + ".in", c.intermediate, c.hidden});
-    list.push_back({name + "w3.weight", tap + ".in", c.intermediate, c.hidden});
-    list.push_back({name + "w2.weight", tap + ".act", c.hidden, c.intermediate});
+    list.push_back({name + "w1.weight", tap + ".in", mlp, c.hidden});
+    list.push_back({name + "w3.weight", tap + ".in", mlp, c.hidden});
+    list.push_back({name + "w2.weight", tap + ".act", c.hidden, mlp});
   }
   return list;
 }
 
-std::vector<std::pair<std::string, int64_t>> block_inputs(const LmConfig& config) {
+std::vector<std::pair<std::string, int64_t>> block_inputs(const LmConfig& config, int64_t layer) {
   std::vector<std::pair<std::string, int64_t>> inputs;
-  for (const LmLinear& l : block_linears(config, 0))
+  for (const LmLinear& l : block_linears(config, layer))
     if (inputs.empty() || inputs.back().first != l.input) inputs.emplace_back(l.input, l.in);
   return inputs;
 }
@@ -193,7 +204,7 @@ Tensor LmBlock::attention(const Tensor& x, const LmContext& context, const Taps*
   const LmConfig& c = config_;
   const int64_t batch = x.size(0), tokens = x.size(1);
   if (seen(taps, "attn_in", x)) return {};
-  auto heads = [&](const Tensor& y, int64_t n) { return y.view({batch, tokens, n, c.head_dim}).transpose(1, 2); };
+  auto heads = [&](const Tensor& y, int64_t n) { return y.view({batch, tokens, n, y.size(-1) / n}).transpose(1, 2); };
   Tensor q = heads(linear("self_attn.q_proj", x, taps), c.heads);
   Tensor k = heads(linear("self_attn.k_proj", x, taps), c.kv_heads);
   const Tensor v = heads(linear("self_attn.v_proj", x, taps), c.kv_heads);
@@ -204,8 +215,13 @@ Tensor LmBlock::attention(const Tensor& x, const LmContext& context, const Taps*
   const bool slides = c.slides(layer_);
   if (c.has_rope(layer_)) {
     const bool local = slides && context.cos_local.defined();
-    q = rotate(q, local ? context.cos_local : context.cos, local ? context.sin_local : context.sin);
-    k = rotate(k, local ? context.cos_local : context.cos, local ? context.sin_local : context.sin);
+    const Tensor &cos = local ? context.cos_local : context.cos, &sin = local ? context.sin_local : context.sin;
+    const auto* pairs = c.rope_pairs(layer_);
+    const auto turned = [&](const Tensor& x, int64_t n) {
+      return pairs == nullptr ? rotate(x, cos, sin) : rotate(x, pairs_of(cos, *pairs, n), pairs_of(sin, *pairs, n));
+    };
+    q = turned(q, c.heads);
+    k = turned(k, c.kv_heads);
   }
   if (taps != nullptr && taps->rope) taps->rope(q, k);
   const double scale = c.attention_scale > 0 ? c.attention_scale : 1 / std::sqrt(static_cast<double>(c.head_dim));
@@ -225,7 +241,7 @@ Tensor LmBlock::attention(const Tensor& x, const LmContext& context, const Taps*
                                            /*dropout_p=*/0, /*is_causal=*/!cut, scale)
               .to(at::kFloat);
   }
-  out = out.transpose(1, 2).reshape({batch, tokens, c.heads * c.head_dim});
+  out = out.transpose(1, 2).reshape({batch, tokens, c.heads * c.value_dim(layer_)});
   if (seen(taps, "attn_out", out)) return {};
   return linear("self_attn.o_proj", out, taps);
 }

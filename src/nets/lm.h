@@ -49,7 +49,7 @@ struct LmLinear {
 /// In the order in which they run.
 std::vector<LmLinear> block_linears(const LmConfig& config, int64_t layer);
 /// The distinct inputs of a block's linears and their widths, in the order in which they are seen.
-std::vector<std::pair<std::string, int64_t>> block_inputs(const LmConfig& config);
+std::vector<std::pair<std::string, int64_t>> block_inputs(const LmConfig& config, int64_t layer);
 /// Names of all tensors of a block.
 std::vector<std::string> block_tensors(const LmConfig& config, int64_t layer);
 
@@ -71,7 +71,7 @@ struct Taps {
   std::function<void(const std::string& linear, const Tensor& y)>
       output;  ///< [rows, out], bias included; may carry grad
   std::function<void(const Tensor& q, const Tensor& k)>
-      rope;                ///< after RoPE: [batch, heads or kv_heads, tokens, head_dim]
+      rope;                ///< after RoPE: [batch, heads or kv_heads, tokens, key_dim]
   std::string stop_after;  ///< forward returns an undefined tensor once this input was seen
 };
 

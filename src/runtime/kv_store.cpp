@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/ops.h"
 
@@ -11,20 +12,20 @@ namespace pith {
 // Plain rows, fp16 or fp32, that grow at the end.
 class KvStore::Window final : public KvSegment {
  public:
-  Window(KvType type, int64_t dim) : type_(type), dim_(dim) {}
+  Window(KvType type, KvShape::Widths width) : type_(type), width_(width) {}
 
   int64_t size() const override { return static_cast<int64_t>(positions_.size()); }
   std::span<const int32_t> positions() const override { return positions_; }
 
   void decode(int64_t i0, int64_t i1, float* keys, float* values) const override {
-    const size_t first = static_cast<size_t>(i0 * dim_), count = static_cast<size_t>((i1 - i0) * dim_);
+    const int64_t n = i1 - i0;
     if (type_ == KvType::f32) {
-      std::copy_n(k32_.data() + first, count, keys);
-      std::copy_n(v32_.data() + first, count, values);
+      std::copy_n(k32_.data() + i0 * width_.key, n * width_.key, keys);
+      std::copy_n(v32_.data() + i0 * width_.value, n * width_.value, values);
     } else {
       const Ops& o = ops(default_isa());
-      o.half_to_f32(k16_.data() + first, static_cast<int64_t>(count), keys);
-      o.half_to_f32(v16_.data() + first, static_cast<int64_t>(count), values);
+      o.half_to_f32(k16_.data() + i0 * width_.key, n * width_.key, keys);
+      o.half_to_f32(v16_.data() + i0 * width_.value, n * width_.value, values);
     }
   }
 
@@ -41,39 +42,38 @@ class KvStore::Window final : public KvSegment {
 
   void push(int32_t position, const float* key, const float* value) {
     positions_.push_back(position);
-    const auto n = static_cast<size_t>(dim_);
     if (type_ == KvType::f32) {
-      k32_.insert(k32_.end(), key, key + n);
-      v32_.insert(v32_.end(), value, value + n);
+      k32_.insert(k32_.end(), key, key + width_.key);
+      v32_.insert(v32_.end(), value, value + width_.value);
     } else {
       const Ops& o = ops(default_isa());
-      k16_.resize(k16_.size() + n);
-      v16_.resize(v16_.size() + n);
-      o.f32_to_half(key, dim_, k16_.data() + k16_.size() - n);
-      o.f32_to_half(value, dim_, v16_.data() + v16_.size() - n);
+      const auto narrow = [&](const float* row, int64_t n, std::vector<uint16_t>& out) {
+        out.resize(out.size() + static_cast<size_t>(n));
+        o.f32_to_half(row, n, out.data() + out.size() - n);
+      };
+      narrow(key, width_.key, k16_);
+      narrow(value, width_.value, v16_);
     }
   }
 
   void drop_from(int32_t position) {
     const auto keep = std::lower_bound(positions_.begin(), positions_.end(), position) - positions_.begin();
     positions_.resize(static_cast<size_t>(keep));
-    for (auto* v : {&k32_, &v32_}) v->resize(std::min(v->size(), static_cast<size_t>(keep * dim_)));
-    for (auto* v : {&k16_, &v16_}) v->resize(std::min(v->size(), static_cast<size_t>(keep * dim_)));
+    const auto cut = [&](auto& v, int64_t width) { v.resize(std::min(v.size(), static_cast<size_t>(keep * width))); };
+    cut(k32_, width_.key), cut(v32_, width_.value), cut(k16_, width_.key), cut(v16_, width_.value);
   }
 
   void drop_first(int64_t count) {
     positions_.erase(positions_.begin(), positions_.begin() + count);
-    for (auto* v : {&k32_, &v32_}) {
-      if (!v->empty()) v->erase(v->begin(), v->begin() + count * dim_);
-    }
-    for (auto* v : {&k16_, &v16_}) {
-      if (!v->empty()) v->erase(v->begin(), v->begin() + count * dim_);
-    }
+    const auto cut = [&](auto& v, int64_t width) {
+      if (!v.empty()) v.erase(v.begin(), v.begin() + count * width);
+    };
+    cut(k32_, width_.key), cut(v32_, width_.value), cut(k16_, width_.key), cut(v16_, width_.value);
   }
 
  private:
   KvType type_;
-  int64_t dim_;
+  KvShape::Widths width_;
   std::vector<int32_t> positions_;
   std::vector<float> k32_, v32_;
   std::vector<uint16_t> k16_, v16_;
@@ -82,10 +82,10 @@ class KvStore::Window final : public KvSegment {
 struct KvStore::Head {
   std::vector<std::unique_ptr<KvSegment>> sealed;
   Window window;
-  Head(KvType type, int64_t dim) : window(type, dim) {}
+  Head(KvType type, KvShape::Widths width) : window(type, width) {}
 };
 
-KvStore::KvStore(KvShape shape, KvType type) : shape_(shape), type_(type) { clear(); }
+KvStore::KvStore(KvShape shape, KvType type) : shape_(std::move(shape)), type_(type) { clear(); }
 KvStore::~KvStore() = default;
 KvStore::KvStore(KvStore&&) noexcept = default;
 KvStore& KvStore::operator=(KvStore&&) noexcept = default;
@@ -97,17 +97,18 @@ KvStore::Head& KvStore::head(int64_t layer, int64_t head) const {
 void KvStore::clear() {
   length_ = 0;
   heads_.clear();
-  for (int64_t i = 0; i < shape_.layers * shape_.heads; ++i) {
-    heads_.push_back(std::make_unique<Head>(type_, shape_.head_dim));
+  for (const KvShape::Widths& width : shape_.layers) {
+    for (int64_t h = 0; h < shape_.heads; ++h) heads_.push_back(std::make_unique<Head>(type_, width));
   }
 }
 
 void KvStore::append(int64_t layer, const float* keys, const float* values, int64_t n) {
+  const KvShape::Widths width = shape_.layers[static_cast<size_t>(layer)];
   for (int64_t h = 0; h < shape_.heads; ++h) {
     Window& w = head(layer, h).window;
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = (i * shape_.heads + h) * shape_.head_dim;
-      w.push(static_cast<int32_t>(length_ + i), keys + at, values + at);
+      const int64_t row = i * shape_.heads + h;
+      w.push(static_cast<int32_t>(length_ + i), keys + row * width.key, values + row * width.value);
     }
   }
 }
@@ -122,7 +123,7 @@ void KvStore::truncate(int64_t length) {
 }
 
 Status KvStore::seal(int64_t layer, int64_t h, int64_t count, std::unique_ptr<KvSegment> segment) {
-  if (layer < 0 || layer >= shape_.layers || h < 0 || h >= shape_.heads) {
+  if (layer < 0 || layer >= static_cast<int64_t>(shape_.layers.size()) || h < 0 || h >= shape_.heads) {
     return bug_error(fmt::format("KV store: no head {} in layer {}", h, layer));
   }
   Head& at = head(layer, h);

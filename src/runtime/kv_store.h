@@ -21,7 +21,7 @@ class KvSegment {
   virtual int64_t size() const = 0;
   /// Position of each token in the sequence, ascending.
   virtual std::span<const int32_t> positions() const = 0;
-  /// Tokens [i0, i1) as fp32 rows of head_dim, keys after RoPE.
+  /// Tokens [i0, i1) as fp32 rows of the layer's key_dim and value_dim, keys after RoPE.
   virtual void decode(int64_t i0, int64_t i1, float* keys, float* values) const = 0;
   /// True when keys and values already lie there as fp32 rows, which saves the copy.
   virtual bool plain(const float** /*keys*/, const float** /*values*/) const { return false; }
@@ -30,7 +30,13 @@ class KvSegment {
 };
 
 struct KvShape {
-  int64_t layers = 0, heads = 0, head_dim = 0;  ///< heads: KV heads
+  int64_t heads = 0;  ///< KV heads
+  struct Widths {
+    int64_t key = 0, value = 0;
+    bool operator==(const Widths&) const = default;
+  };
+  std::vector<Widths> layers;  ///< channels of a head, layer by layer
+  bool operator==(const KvShape&) const = default;
 };
 
 class KvStore {
@@ -43,7 +49,7 @@ class KvStore {
   const KvShape& shape() const { return shape_; }
   /// Tokens seen so far: the position of the next one. Not the number kept: a policy may have dropped some.
   int64_t length() const { return length_; }
-  /// Appends n tokens to all heads of one layer. Rows are [n][heads][head_dim], keys after RoPE.
+  /// Appends n tokens to all heads of one layer. Rows are [n][heads][width of the layer], keys after RoPE.
   /// Every layer gets the same tokens; `advance` ends the round.
   void append(int64_t layer, const float* keys, const float* values, int64_t n);
   void advance(int64_t n) { length_ += n; }

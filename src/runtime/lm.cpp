@@ -92,6 +92,12 @@ struct Work {
 
 }  // namespace
 
+static KvShape kv_shape(const LmConfig& c) {
+  KvShape shape{c.kv_heads, {}};
+  for (int64_t i = 0; i < c.layers; ++i) shape.layers.push_back({c.key_dim(i), c.value_dim(i)});
+  return shape;
+}
+
 static void read_vector(const Model& model, const std::string& name, bool gain, std::vector<float>& out) {
   const ModelTensor* t = model.find(name);
   if (t == nullptr) return;
@@ -130,18 +136,16 @@ struct Lm::Impl {
                 ThreadPool& pool) const;
   void norm(const std::vector<float>& gain, const float* x, int64_t n, float* out, ThreadPool& pool) const;
   void attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out, ThreadPool& pool) const;
-  void activate(float* gate, const float* up, int64_t n, ThreadPool& pool) const;
-  void experts(const Block& b, const float* h, int64_t n, float* out, ThreadPool& pool) const;
+  void rotate(int64_t layer, const Rotation& turns, int64_t token, float* heads, int64_t count) const;
+  void activate(float* gate, const float* up, int64_t n, int64_t width, ThreadPool& pool) const;
+  void experts(const Block& b, int64_t layer, const float* h, int64_t n, float* out, ThreadPool& pool) const;
 };
 
 Lm::Lm(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Lm::~Lm() = default;
 const LmConfig& Lm::config() const { return impl_->config; }
 
-KvStore Lm::new_kv() const {
-  const LmConfig& c = impl_->config;
-  return KvStore({c.layers, c.kv_heads, c.head_dim}, impl_->options.kv);
-}
+KvStore Lm::new_kv() const { return KvStore(kv_shape(impl_->config), impl_->options.kv); }
 
 uint64_t Lm::ram_bytes() const {
   const Impl& m = *impl_;
@@ -310,8 +314,27 @@ void Lm::Impl::norm(const std::vector<float>& gain, const float* x, int64_t n, f
   each_row(pool, n, [&](int64_t i) { ops->rms_norm(x + i * width, gain.data(), width, eps, out + i * width); });
 }
 
-void Lm::Impl::activate(float* gate, const float* up, int64_t n, ThreadPool& pool) const {
-  const int64_t width = config.intermediate;
+// Turns a token's query or key heads in place.
+void Lm::Impl::rotate(int64_t layer, const Rotation& turns, int64_t token, float* heads, int64_t count) const {
+  const int64_t dim = config.key_dim(layer), half = dim / 2, all = config.head_dim / 2;
+  const float *cosines = turns.cosines.data() + token * all, *sines = turns.sines.data() + token * all;
+  const auto* pairs = config.rope_pairs(layer);
+  float* own = pairs != nullptr ? thread_scratch(0, static_cast<size_t>(dim)) : nullptr;
+  for (int64_t h = 0; h < count; ++h) {
+    if (pairs == nullptr) {
+      ops->rope(heads + h * dim, cosines, sines, half);
+      continue;
+    }
+    const auto& kept = (*pairs)[static_cast<size_t>(h * config.kv_heads / count)];
+    for (int64_t j = 0; j < half; ++j) {
+      own[j] = cosines[kept[static_cast<size_t>(j)]];
+      own[half + j] = sines[kept[static_cast<size_t>(j)]];
+    }
+    ops->rope(heads + h * dim, own, own + half, half);
+  }
+}
+
+void Lm::Impl::activate(float* gate, const float* up, int64_t n, int64_t width, ThreadPool& pool) const {
   const auto act = config.activation == Activation::silu ? ops->silu_mul : ops->gelu_mul;
   each_row(pool, n, [&](int64_t i) { act(gate + i * width, up + i * width, width); });
 }
@@ -319,21 +342,21 @@ void Lm::Impl::activate(float* gate, const float* up, int64_t n, ThreadPool& poo
 // One task is a KV head and a few tokens: all query heads that share the KV head attend together.
 void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out,
                          ThreadPool& pool) const {
-  const int64_t dim = config.head_dim, group = config.heads / config.kv_heads;
+  const int64_t dim = config.key_dim(layer), width = config.value_dim(layer), group = config.heads / config.kv_heads;
   const int64_t tokens = std::max<int64_t>(1, 96 / group), blocks = (n + tokens - 1) / tokens;
-  const auto scale =
-      static_cast<float>(config.attention_scale > 0 ? config.attention_scale : 1 / std::sqrt(static_cast<double>(dim)));
+  const auto scale = static_cast<float>(
+      config.attention_scale > 0 ? config.attention_scale : 1 / std::sqrt(static_cast<double>(config.head_dim)));
   const int64_t past = kv.length();
   const auto task = [&](int64_t id) {
     const int64_t head = id / blocks, t0 = id % blocks * tokens, count = std::min(tokens, n - t0), rows = count * group;
     float* scratch = thread_scratch(0, static_cast<size_t>(attention_scratch(rows, dim)));
-    float* tile = thread_scratch(1, static_cast<size_t>(2 * kAttentionTile * dim));
+    float* tile = thread_scratch(1, static_cast<size_t>(kAttentionTile * (dim + width)));
     const int64_t padded = (rows + 15) / 16 * 16;
-    float* own = thread_scratch(2, static_cast<size_t>(padded * (2 * dim + dim / 2 + 4)));
-    float* q = own;
-    AttentionState state{q + padded * dim, q + 2 * padded * dim, q + 2 * padded * dim + padded};
-    auto* position = reinterpret_cast<int32_t*>(q + 2 * padded * dim + 2 * padded);
-    auto* narrow = reinterpret_cast<uint16_t*>(q + 2 * padded * dim + 3 * padded);
+    float* own = thread_scratch(2, static_cast<size_t>(padded * (dim + width + dim / 2 + 4)));
+    float *q = own, *behind = q + padded * (dim + width);
+    AttentionState state{q + padded * dim, behind, behind + padded};
+    auto* position = reinterpret_cast<int32_t*>(behind + 2 * padded);
+    auto* narrow = reinterpret_cast<uint16_t*>(behind + 3 * padded);
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t g = 0; g < group; ++g) {
         const int64_t row = t * group + g;
@@ -346,10 +369,11 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore&
                              position,
                              rows,
                              dim,
+                             width,
                              static_cast<float>(config.attention_softcap),
                              config.slides(layer) ? config.sliding_window : 0,
                              nullptr};
-    if (options.precision == Precision::fast && attention_takes_bf16(*ops, rows, dim)) {
+    if (options.precision == Precision::fast && attention_takes_bf16(*ops, rows, dim, width)) {
       ops->f32_to_bf16(q, rows * dim, narrow);
       std::fill(narrow + rows * dim, narrow + padded * dim, static_cast<uint16_t>(0));
       queries.bf16 = narrow;
@@ -366,21 +390,21 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore&
         if (queries.window > 0 && positions[static_cast<size_t>(end - 1)] <= oldest - queries.window) continue;
         if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
         attention_tile(*ops, queries, plain ? keys + i * dim : tile,
-                       plain ? values + i * dim : tile + kAttentionTile * dim, positions.data() + i, end - i, scratch,
+                       plain ? values + i * width : tile + kAttentionTile * dim, positions.data() + i, end - i, scratch,
                        state);
       }
     }
     attention_end(*ops, queries, state);
     for (int64_t t = 0; t < count; ++t) {
-      std::copy_n(state.out + t * group * dim, group * dim, out + ((t0 + t) * config.heads + head * group) * dim);
+      std::copy_n(state.out + t * group * width, group * width, out + ((t0 + t) * config.heads + head * group) * width);
     }
   };
   pool.parallel_for(config.kv_heads * blocks, task);
 }
 
 // Each token goes to its experts_per_token most probable experts; each expert sees its tokens as one batch.
-void Lm::Impl::experts(const Block& b, const float* h, int64_t n, float* out, ThreadPool& pool) const {
-  const int64_t hidden = config.hidden, width = config.intermediate, count = config.experts;
+void Lm::Impl::experts(const Block& b, int64_t layer, const float* h, int64_t n, float* out, ThreadPool& pool) const {
+  const int64_t hidden = config.hidden, width = config.mlp_width(layer), count = config.experts;
   std::vector<float> chance(static_cast<size_t>(n * count));
   const Layer* router = &b.router;
   float* scores = chance.data();
@@ -421,7 +445,7 @@ void Lm::Impl::experts(const Block& b, const float* h, int64_t n, float* out, Th
     const Layer* first[2] = {&expert.gate, &expert.up};
     float* both[2] = {gate.data(), up.data()};
     multiply(first, in.data(), tokens, both, pool);
-    activate(gate.data(), up.data(), tokens, pool);
+    activate(gate.data(), up.data(), tokens, width, pool);
     const Layer* down = &expert.down;
     float* result = y.data();
     multiply({&down, 1}, gate.data(), tokens, {&result, 1}, pool);
@@ -447,16 +471,14 @@ Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std
   const LmConfig& c = m.config;
   const auto n = static_cast<int64_t>(tokens.size());
   if (n == 0) return user_error("forward: no tokens");
-  if (kv.shape().layers != c.layers || kv.shape().heads != c.kv_heads || kv.shape().head_dim != c.head_dim) {
-    return bug_error("forward: the KV store is that of another model");
-  }
+  if (kv.shape() != kv_shape(c)) return bug_error("forward: the KV store is that of another model");
   for (int32_t t : tokens) {
     if (t < 0 || t >= c.vocab) {
       return user_error(fmt::format("token {} lies outside the vocabulary of {} entries", t, c.vocab));
     }
   }
   const int64_t past = kv.length();
-  const int64_t q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
+  const int64_t q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;  // of the widest layer
   const auto size = [n](int64_t width) { return static_cast<size_t>(n * width); };
   thread_local Work memory;  // stays from pass to pass
   Work& w = memory;          // the reference is what other threads see
@@ -479,7 +501,6 @@ Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std
   const Rotation global = rotation(m.frequencies, past, n);
   const Rotation local = c.rope_theta_local > 0 ? rotation(m.local_frequencies, past, n) : Rotation{};
   const auto eps = static_cast<float>(c.norm_eps);
-  const int64_t half = c.head_dim / 2;
 
   for (int64_t i = 0; i < c.layers; ++i) {
     Block streamed;
@@ -491,14 +512,15 @@ Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std
     const Layer* qkv[3] = {&b.q, &b.k, &b.v};
     float* into[3] = {w.q.data(), w.k.data(), w.v.data()};
     m.multiply(qkv, w.h.data(), n, into, pool);
+    const int64_t dim = c.key_dim(i);
     const Rotation& r = c.slides(i) && c.rope_theta_local > 0 ? local : global;
     each_row(pool, n, [&](int64_t t) {
       const auto turn = [&](float* heads, int64_t count, const std::vector<float>& gain) {
-        for (int64_t h = 0; h < count; ++h) {
-          float* x = heads + (t * count + h) * c.head_dim;
-          if (c.qk_norm) m.ops->rms_norm(x, gain.data(), c.head_dim, eps, x);
-          if (c.has_rope(i)) m.ops->rope(x, r.cosines.data() + t * half, r.sines.data() + t * half, half);
+        for (int64_t h = 0; h < count && c.qk_norm; ++h) {
+          float* x = heads + (t * count + h) * dim;
+          m.ops->rms_norm(x, gain.data(), dim, eps, x);
         }
+        if (c.has_rope(i)) m.rotate(i, r, t, heads + t * count * dim, count);
       };
       turn(w.q.data(), c.heads, b.q_norm);
       turn(w.k.data(), c.kv_heads, b.k_norm);
@@ -513,12 +535,12 @@ Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std
 
     m.norm(b.mlp_norm, w.x.data(), n, w.h.data(), pool);
     if (c.experts > 0) {
-      m.experts(b, w.h.data(), n, out, pool);
+      m.experts(b, i, w.h.data(), n, out, pool);
     } else {
       const Layer* first[2] = {&b.gate, &b.up};
       float* both[2] = {w.gate.data(), w.up.data()};
       m.multiply(first, w.h.data(), n, both, pool);
-      m.activate(w.gate.data(), w.up.data(), n, pool);
+      m.activate(w.gate.data(), w.up.data(), n, c.mlp_width(i), pool);
       const Layer* down = &b.down;
       m.multiply({&down, 1}, w.gate.data(), n, {&out, 1}, pool);
     }

@@ -89,7 +89,7 @@ TEST_P(Calibrate, EqualsTheWholeModelInOnePiece) {
   EXPECT_EQ(statistics->fisher_tokens(), 57);
   for (int64_t layer = 0; layer < f.config.layers; ++layer) {
     const BlockStatistics block = statistics->block(layer);
-    for (const auto& [input, width] : block_inputs(f.config)) {
+    for (const auto& [input, width] : block_inputs(f.config, 0)) {
       const auto expected = d.second.find(std::to_string(layer) + input);
       if (expected == d.second.end()) {
         EXPECT_EQ(block.inputs.find(input)->second.count(), 0);
@@ -492,7 +492,7 @@ TEST_P(Calibrate, SessionCarriesTheCompressedPrefix) {
   BlockSession session(*weights, tokens, session_options);
   while (session.next()) {
     const int64_t layer = session.block().layer();
-    for (const auto& [input, width] : block_inputs(f.config)) {
+    for (const auto& [input, width] : block_inputs(f.config, 0)) {
       const auto found = session.collect({input}, {true, true, true});
       const BlockSession::InputStatistics& s = found.find(input)->second;
       EXPECT_TRUE(at::equal(compacted(s.fp), fp->block(layer).inputs.find(input)->second.second())) << input;

@@ -90,6 +90,87 @@ TEST(LmConfig, EveryArchitectureSurvivesGguf) {
     }
 }
 
+LmConfig narrowed(const std::string& type) {
+  LmConfig c = *lm_config_from_hf(base_config(type));
+  std::vector<LayerShape> shapes(static_cast<size_t>(c.layers), {c.intermediate, c.head_dim, c.head_dim, {}});
+  shapes[0] = {c.intermediate - 8, 4, 5, std::vector<std::vector<int32_t>>(static_cast<size_t>(c.kv_heads), {1, 3})};
+  return with_shapes(std::move(c), std::move(shapes));
+}
+
+TEST(LmConfig, LayersOfTheirOwnWidthSurviveConfigJson) {
+  for (const std::string type : {"llama", "qwen2", "mixtral"}) {
+    const LmConfig c = narrowed(type);
+    ASSERT_TRUE(check_config(c).ok()) << check_config(c).error().message;
+    const auto d = lm_config_from_hf(lm_config_to_hf(c));
+    ASSERT_TRUE(d.ok()) << d.error().message;
+    EXPECT_EQ(c, *d);
+    for (const auto& spec : expected_tensors(c)) {
+      const int64_t rows = spec.shape[0];
+      if (spec.name == "model.layers.0.self_attn.q_proj.weight") {
+        EXPECT_EQ(rows, c.heads * 4);
+      } else if (spec.name == "model.layers.0.self_attn.o_proj.weight") {
+        EXPECT_EQ(spec.shape[1], c.heads * 5);
+      } else if (spec.name == "model.layers.1.self_attn.q_proj.weight") {
+        EXPECT_EQ(rows, c.heads * c.head_dim);
+      }
+    }
+    const auto gguf = gguf_metadata_from_config(c);  // llama.cpp has no such heads
+    ASSERT_FALSE(gguf.ok());
+    EXPECT_EQ(gguf.error().kind, ErrorKind::user);
+    EXPECT_NE(gguf.error().message.find("layer 0"), std::string::npos) << gguf.error().message;
+  }
+}
+
+TEST(LmConfig, MlpsOfTheirOwnWidthSurviveGgufAndEqualOnesArePlain) {
+  const LmConfig whole = *lm_config_from_hf(base_config("llama"));
+  std::vector<LayerShape> shapes(static_cast<size_t>(whole.layers), {40, whole.head_dim, whole.head_dim, {}});
+  const LmConfig alike = with_shapes(whole, shapes);
+  EXPECT_TRUE(alike.layer_shapes.empty());
+  EXPECT_EQ(alike.intermediate, 40);
+  shapes[0].intermediate = 48;
+  const LmConfig differ = with_shapes(whole, shapes);
+  const auto file = as_gguf(differ);
+  ASSERT_TRUE(file.ok()) << file.error().message;
+  EXPECT_EQ(*file->metadata().get_string("general.architecture"), "deci");
+  const auto back = lm_config_from_gguf(*file);
+  ASSERT_TRUE(back.ok()) << back.error().message;
+  EXPECT_EQ(*back, differ);
+  LmConfig other = *lm_config_from_hf(base_config("qwen2"));
+  other = with_shapes(other, [&] {
+    std::vector<LayerShape> s(static_cast<size_t>(other.layers), {40, other.head_dim, other.head_dim, {}});
+    s[0].intermediate = 48;
+    return s;
+  }());
+  EXPECT_FALSE(gguf_metadata_from_config(other).ok());
+}
+
+TEST(LmConfig, ImpossibleWidthsAreRefusedNamingTheLayer) {
+  const auto refused = [](const std::function<void(LayerShape&)>& change) {
+    LmConfig c = narrowed("llama");
+    change(c.layer_shapes[0]);
+    const Status status = check_config(c);
+    ASSERT_FALSE(status.ok());
+    EXPECT_NE(status.error().message.find("layer 0"), std::string::npos) << status.error().message;
+  };
+  refused([](LayerShape& s) { s.intermediate = 0; });
+  refused([](LayerShape& s) { s.intermediate = 1 << 20; });
+  refused([](LayerShape& s) { s.value_dim = 1 << 20; });
+  refused([](LayerShape& s) { s.key_dim = 3; });
+  refused([](LayerShape& s) { s.rope_pairs.clear(); });
+  refused([](LayerShape& s) { s.rope_pairs.pop_back(); });
+  refused([](LayerShape& s) { s.rope_pairs[0] = {1}; });
+  refused([](LayerShape& s) { s.rope_pairs[0] = {3, 1}; });
+  refused([](LayerShape& s) { s.rope_pairs[0] = {1, 1000}; });
+  LmConfig c = narrowed("llama");
+  c.layer_shapes.pop_back();
+  EXPECT_FALSE(check_config(c).ok());
+  json j = lm_config_to_hf(narrowed("llama"));
+  j["layer_shapes"][0]["rope_pairs"] = "all";
+  EXPECT_FALSE(lm_config_from_hf(j).ok());
+  j["layer_shapes"] = json::array({1});
+  EXPECT_FALSE(lm_config_from_hf(j).ok());
+}
+
 // Each canonical tensor has one place, places are disjoint, and the layout has room for all of them.
 TEST(LmConfig, GgufLayoutHoldsEveryTensorOnce) {
   for (const auto& type : kTypes) {

@@ -17,6 +17,7 @@ struct Case {
   float softcap = 0;
   int64_t window = 0;
   bool bf16 = false;
+  int64_t value_dim = 0;  // 0: dim
 };
 
 void check(const Case& c, Isa isa, double tolerance) {
@@ -29,7 +30,8 @@ void check(const Case& c, Isa isa, double tolerance) {
     for (float& f : v) f = random.real() * 1.5f;
     return v;
   };
-  const auto q = floats(c.queries * c.dim), k = floats(c.tokens * c.dim), v = floats(c.tokens * c.dim);
+  const int64_t width = c.value_dim > 0 ? c.value_dim : c.dim;
+  const auto q = floats(c.queries * c.dim), k = floats(c.tokens * c.dim), v = floats(c.tokens * width);
   std::vector<int32_t> key_position(static_cast<size_t>(c.tokens)), position(static_cast<size_t>(c.queries));
   int32_t at = 0;
   for (auto& p : key_position) p = at += static_cast<int32_t>(random.between(1, 2));  // some tokens were dropped
@@ -40,10 +42,10 @@ void check(const Case& c, Isa isa, double tolerance) {
   if (c.queries == 1) position[0] = at;
 
   const int64_t padded = (c.queries + 15) / 16 * 16;
-  std::vector<float> out(static_cast<size_t>(padded * c.dim)), top(static_cast<size_t>(c.queries)), sum(top);
+  std::vector<float> out(static_cast<size_t>(padded * width)), top(static_cast<size_t>(c.queries)), sum(top);
   std::vector<float> scratch(static_cast<size_t>(attention_scratch(c.queries, c.dim)) + 32, NAN);
   std::vector<uint16_t> narrow(static_cast<size_t>(padded * c.dim));
-  AttentionQueries queries{q.data(), position.data(), c.queries, c.dim, c.softcap, c.window, nullptr};
+  AttentionQueries queries{q.data(), position.data(), c.queries, c.dim, width, c.softcap, c.window, nullptr};
   if (c.bf16) {
     o.f32_to_bf16(q.data(), c.queries * c.dim, narrow.data());
     queries.bf16 = narrow.data();
@@ -56,13 +58,13 @@ void check(const Case& c, Isa isa, double tolerance) {
   auto* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
   for (int64_t t : tiles) {
     const int64_t i = t * kAttentionTile, count = std::min(kAttentionTile, c.tokens - i);
-    attention_tile(o, queries, k.data() + i * c.dim, v.data() + i * c.dim, key_position.data() + i, count, aligned,
+    attention_tile(o, queries, k.data() + i * c.dim, v.data() + i * width, key_position.data() + i, count, aligned,
                    state);
   }
   attention_end(o, queries, state);
 
   for (int64_t i = 0; i < c.queries; ++i) {
-    std::vector<double> want(static_cast<size_t>(c.dim)), p(static_cast<size_t>(c.tokens));
+    std::vector<double> want(static_cast<size_t>(width)), p(static_cast<size_t>(c.tokens));
     double total = 0;
     for (int64_t j = 0; j < c.tokens; ++j) {
       const int32_t kp = key_position[static_cast<size_t>(j)], qp = position[static_cast<size_t>(i)];
@@ -75,12 +77,12 @@ void check(const Case& c, Isa isa, double tolerance) {
       total += p[static_cast<size_t>(j)] = std::exp(s);
     }
     for (int64_t j = 0; j < c.tokens; ++j) {
-      for (int64_t d = 0; d < c.dim && total > 0; ++d) {
-        want[static_cast<size_t>(d)] += p[static_cast<size_t>(j)] / total * v[static_cast<size_t>(j * c.dim + d)];
+      for (int64_t d = 0; d < width && total > 0; ++d) {
+        want[static_cast<size_t>(d)] += p[static_cast<size_t>(j)] / total * v[static_cast<size_t>(j * width + d)];
       }
     }
-    for (int64_t d = 0; d < c.dim; ++d) {
-      ASSERT_NEAR(out[static_cast<size_t>(i * c.dim + d)], want[static_cast<size_t>(d)], tolerance)
+    for (int64_t d = 0; d < width; ++d) {
+      ASSERT_NEAR(out[static_cast<size_t>(i * width + d)], want[static_cast<size_t>(d)], tolerance)
           << "query " << i << ", channel " << d;
     }
     if (total > 0 && !c.bf16) {
@@ -92,8 +94,9 @@ void check(const Case& c, Isa isa, double tolerance) {
 TEST(Attention, EqualsTheFormula) {
   for (Isa isa : available_isas()) {
     for (int64_t queries : {1, 3, 7, 24}) {
-      for (int64_t dim : {8, 16, 64}) {
+      for (int64_t dim : {8, 16, 22, 64}) {
         for (int64_t tokens : {1, 64, 150}) {
+          check({queries, dim, tokens, 0, 0, false, 40}, isa, 2e-5);
           check({queries, dim, tokens}, isa, 2e-5);
           check({queries, dim, tokens, 5.0f, 0}, isa, 2e-5);
           check({queries, dim, tokens, 0, 20}, isa, 2e-5);
@@ -107,8 +110,9 @@ TEST(Attention, TilesOfBf16StayClose) {
   for (Isa isa : available_isas()) {
     for (int64_t queries : {12, 37, 96}) {
       for (int64_t dim : {32, 64, 128}) {
-        if (!attention_takes_bf16(ops(isa), queries, dim)) continue;
+        if (!attention_takes_bf16(ops(isa), queries, dim, dim)) continue;
         for (int64_t tokens : {1, 31, 64, 77, 150}) {
+          check({queries, dim, tokens, 0, 0, true, 96}, isa, 0.06);
           check({queries, dim, tokens, 0, 0, true}, isa, 0.06);
           check({queries, dim, tokens, 5.0f, 20, true}, isa, 0.06);
         }

@@ -63,7 +63,7 @@ TEST_P(Architecture, TapsSeeEveryInputAndOutput) {
   const Tensor out = block.forward(in, context, &taps);
   EXPECT_EQ(gap(out, block.forward(in, context)), 0);
   EXPECT_EQ(ropes, 1);
-  EXPECT_EQ(inputs, block_inputs(f.config));
+  EXPECT_EQ(inputs, block_inputs(f.config, 0));
   ASSERT_EQ(outputs.size(), block.linears().size());
   std::set<std::string> seen(outputs.begin(), outputs.end());
   for (const LmLinear& l : block.linears()) {

@@ -1,6 +1,7 @@
 // pith inspect FILE: what a model is, and where its bytes are.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -95,6 +96,17 @@ std::string as_text(const Model& model, ModelKind kind, uint64_t file_bytes, con
                        print_count(static_cast<uint64_t>(c.context)));
   if (c.experts > 0) shape += fmt::format(", {} experts, {} at a time", c.experts, c.experts_per_token);
   line("network", shape);
+  if (!c.layer_shapes.empty()) {
+    const auto range = [&](auto width) {
+      int64_t low = width(0), high = low;
+      for (int64_t i = 1; i < c.layers; ++i) low = std::min(low, width(i)), high = std::max(high, width(i));
+      return low == high ? fmt::format("{}", low) : fmt::format("{} to {}", low, high);
+    };
+    line("narrowed",
+         fmt::format("MLP to {}, keys to {} and values to {} of {}", range([&](int64_t l) { return c.mlp_width(l); }),
+                     range([&](int64_t l) { return c.key_dim(l); }), range([&](int64_t l) { return c.value_dim(l); }),
+                     c.head_dim));
+  }
   line("vocabulary", print_count(static_cast<uint64_t>(c.vocab)) + " tokens" +
                          (c.tied_embeddings ? ", tied embeddings" : "") +
                          (model.tokenizer.kind == TokenizerSpec::Kind::none ? ", no tokenizer" : ""));
