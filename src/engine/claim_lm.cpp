@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "engine/jobs.h"
+#include "engine/model_fit.h"
 #include "represent/dense.h"
 #include "runtime/builtin_text.h"
 #include "runtime/evaluate.h"
@@ -85,8 +86,10 @@ static std::unique_ptr<Lm> exact(const Model& model, ThreadPool& pool) {
   return must(Lm::load(model, {.precision = Precision::exact, .kv = KvType::f32}, pool, quiet_progress()));
 }
 
-double ClaimLm::perplexity(const NodeMap& replaced) const {
-  const auto lm = exact(with_nodes(model_, replaced), pool_);
+double ClaimLm::perplexity(const NodeMap& replaced) const { return perplexity_of(with_nodes(model_, replaced)); }
+
+double ClaimLm::perplexity_of(const Model& model) const {
+  const auto lm = exact(model, pool_);
   return must(pith::perplexity(*lm, test_, {.context = length_, .full_window = true}, pool_, quiet_progress())).ppl;
 }
 
@@ -168,6 +171,39 @@ NodePtr fit_spec(const std::string& spec, const FitJob& job) {
   const Fit* fit = find_fit(parts.method);
   if (method == nullptr || fit == nullptr) throw Failure(bug_error("claim: there is no fit '" + parts.method + "'"));
   return fit->run(job, must(Options::parse(parts.options, method->params)));
+}
+
+Model make_model(const ClaimLm& lm, const std::string& spec, const Tensor& calibration, uint64_t seed,
+                 const Model* from) {
+  const MethodSpec parts = split_spec(spec);
+  const Method* method = find_method(parts.method);
+  const Fit* fit = find_fit(parts.method);
+  if (method == nullptr || fit == nullptr || fit->whole == nullptr)
+    throw Failure(bug_error("claim: there is no method '" + parts.method + "' for whole models"));
+  const Model& model = from != nullptr ? *from : lm.model();
+  const auto weights = weights_of(model);
+  const ModelJob job{.model = model,
+                     .weights = *weights,
+                     .tokens = calibration,
+                     .fisher_sequences = calibration.size(0),
+                     .seed = seed,
+                     .cache_folder = {},
+                     .progress = lm.progress(),
+                     .target = 0,
+                     .bytes = {},
+                     .finished = {},
+                     .keep = {}};
+  return fit->whole->run(job, must(Options::parse(parts.options, method->params))).model;
+}
+
+double block_bits(const ClaimLm& lm, const Model& model) {
+  double bits = 0, weights = 0;
+  for (int64_t layer = 0; layer < lm.config().layers; ++layer)
+    for (const LmLinear& linear : block_linears(lm.config(), layer)) {
+      weights += static_cast<double>(linear.out * linear.in);
+      bits += static_cast<double>(model.find(linear.name)->node->bits().total());
+    }
+  return bits / weights;
 }
 
 double mean_bits(const NodeMap& nodes) {

@@ -32,6 +32,8 @@ class ClaimLm {
   std::unique_ptr<Statistics> statistics(const Tensor& text, int64_t fisher_sequences, uint64_t seed) const;
   /// Perplexity on the test text with some matrices replaced; every token but the first of a sequence is scored.
   double perplexity(const NodeMap& replaced) const;
+  /// The same of another model with this one's tokenizer.
+  double perplexity_of(const Model& model) const;
   /// The same beside the mean KL to the model itself, nats a token.
   struct Loss {
     double ppl = 0, kl = 0;
@@ -68,6 +70,12 @@ NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule
 
 /// The fit that a spec names: "gptq:bits=3,group=40".
 NodePtr fit_spec(const std::string& spec, const FitJob& job);
+
+/// What a method for whole models makes of `from`, or of the claim's model: make_model(lm, "modegpt:ratio=0.3", …).
+Model make_model(const ClaimLm& lm, const std::string& spec, const Tensor& calibration, uint64_t seed,
+                 const Model* from = nullptr);
+/// Bits of a model's block matrices for each weight that those of the claim's model have.
+double block_bits(const ClaimLm& lm, const Model& model);
 
 /// Bits a weight over all these matrices, everything counted.
 double mean_bits(const NodeMap& nodes);

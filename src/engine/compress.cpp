@@ -46,6 +46,23 @@ static uint64_t input_size(const Model& model, const std::string& path) {
   return is_directory(path) ? model.bits().total() / 8 : file_bytes(path);
 }
 
+/// A method for whole models has shapes of its own: nothing can be mixed into it, tuned behind it or shared out.
+static void check_methods(const CompressRequest& request) {
+  std::vector<MethodSpec> specs = request.allow;
+  if (!request.ends.method.empty()) specs.push_back(request.ends);
+  for (const MethodSpec& spec : specs) {
+    if (recipe(spec).fit->whole == nullptr) continue;
+    const std::string what = "method '" + spec.method + "' makes a whole model at once";
+    if (specs.size() > 1 || !request.plan.empty())
+      throw Failure(user_error(what + ": run it alone, and compress what comes out with the others"));
+    if (request.tune_steps > 0 || request.shares > 1)
+      throw Failure(user_error(what + ", so --tune and --units are not for it"));
+    if (request.device != "cpu") throw Failure(user_error(what + ", and on the CPU: leave --device out"));
+    if (request.budget.kind == Budget::Kind::loss)
+      throw Failure(user_error(what + " and takes --size, --ram or --bits as its budget, not --max-loss"));
+  }
+}
+
 Compressor::Compressor(const CompressRequest& request, Progress& progress)
     : request_(request),
       progress_(progress),
@@ -54,6 +71,7 @@ Compressor::Compressor(const CompressRequest& request, Progress& progress)
       started_(now()),
       stage_start_(started_) {
   if (request.threads > 0) at::set_num_threads(static_cast<int>(request.threads));
+  check_methods(request);
   for (const MethodSpec& spec : request.allow)
     if (recipe(spec).method->needs.base && request.base.empty())
       throw Failure(
@@ -79,6 +97,10 @@ Compressor::Compressor(const CompressRequest& request, Progress& progress)
   must(check_finite(model_).context(request.input));
   weights_ = weights_of(model_);
   stage("open");
+}
+
+const ModelFit* Compressor::whole() const {
+  return request_.allow.size() == 1 ? recipe(request_.allow.front()).fit->whole : nullptr;
 }
 
 uint64_t Compressor::target_bytes() const {
@@ -123,6 +145,9 @@ void Compressor::check_plan() {
     }
     const auto i = static_cast<size_t>(it - targets_.begin());
     choice_[i] = recipe(split_spec(t.method));
+    if (choice_[i].fit->run == nullptr)
+      throw Failure(user_error(fmt::format("{}: '{}' is for whole models, not for the matrix '{}'", request_.plan,
+                                           choice_[i].method->name, t.name)));
     planned_.push_back(i);
   }
 }
@@ -144,7 +169,7 @@ void Compressor::open_base() {
 
 Needs Compressor::needs() const {
   Needs n;
-  if (only_tunes()) return n;
+  if (only_tunes() || whole() != nullptr) return n;
   if (request_.allow.empty()) return {.moments = true, .cross = gguf_, .row_fisher = true};
   std::vector<MethodSpec> specs = request_.allow;
   if (!request_.ends.method.empty()) specs.push_back(request_.ends);
@@ -160,7 +185,7 @@ Needs Compressor::needs() const {
 
 void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
   const Needs n = needs();
-  if (!n.moments && !n.row_fisher) return;
+  if (!n.moments && !n.row_fisher && whole() == nullptr) return;
   if (!tokenizer_)
     throw Failure(data_error(request_.input + ": has no tokenizer, so it cannot read a calibration text"));
   // What the model writes itself takes long: it is kept as a unit.
@@ -181,6 +206,7 @@ void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
                                 static_cast<size_t>(all.numel()) * sizeof(int64_t)}));
     }
   }
+  if (whole() != nullptr) return;  // it asks for what it wants to know
   CalibrationOptions options;
   options.moments = n.moments;
   options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
@@ -279,17 +305,19 @@ Report Compressor::run(const std::function<void(const Preflight&)>& before) {
 
   const Tensor text = request_.tune_steps > 0 ? tuning_text() : Tensor();
   const Done nothing(targets_.size());
-  if (only_tunes()) choice_.assign(targets_.size(), Recipe{});
+  if (only_tunes() || whole() != nullptr) choice_.assign(targets_.size(), Recipe{});
   const bool fixed = request_.allow.size() == 1 && request_.budget.kind == Budget::Kind::none;
+  Report out;
+  Model result;
+  if (whole() != nullptr) result = remade(out);
   Done done = plan_                             ? run_chosen(planned_)
-              : only_tunes()                    ? nothing
+              : only_tunes() || whole()         ? nothing
               : fixed                           ? fixed_choice()
               : continuous()                    ? solve_step()
               : gguf_ && request_.allow.empty() ? solve_gguf_types()
                                                 : solve_knapsack();
   stage("quantize");
-  Model result = finished(done);
-  Report out;
+  if (whole() == nullptr) result = finished(done);
   if (request_.tune_steps > 0) {
     result = tuned(result, text, out);
     stage("tune");

@@ -9,6 +9,7 @@
 #include "engine/assemble.h"
 #include "engine/compressor.h"
 #include "engine/measure_model.h"
+#include "engine/model_fit.h"
 #include "runtime/model_file.h"
 #include "train/distill.h"
 
@@ -39,6 +40,43 @@ const Model& Compressor::finished(const Done& done) {
   finished_.plan_json = print_plan(make_plan(done));
   finished_.report_json.clear();
   return finished_;
+}
+
+Model Compressor::remade(Report& report) {
+  const Recipe r = recipe(request_.allow.front());
+  const auto name = [](const std::string& part) { return "part|" + part; };
+  const ModelJob job{
+      .model = model_,
+      .weights = *weights_,
+      .tokens = calibration_.tokens,
+      .fisher_sequences = std::min<int64_t>(request_.fisher_sequences, calibration_.tokens.size(0)),
+      .seed = request_.seed,
+      .cache_folder = cache_folder(request_),
+      .progress = progress_,
+      .target = target_bytes(),
+      .bytes = [&](const Model& model) { return measure_bytes(model); },
+      .finished =
+          [&](const std::string& part) {
+            const std::optional<Unit> unit = finished_unit(name(part));
+            return unit ? unit->node : nullptr;
+          },
+      .keep =
+          [&](const std::string& part, const NodePtr& node) {
+            must(work_->commit(name(part), pack_unit({node, 0})));
+            return finished_unit(name(part))->node;
+          },
+  };
+  ModelResult result = r.fit->whole->run(job, r.options);
+  report.predicted_loss = result.predicted_loss;
+  for (std::string& note : result.notes) {
+    progress_.note(note);
+    report.notes.push_back(std::move(note));
+  }
+  Plan plan = make_plan(Done(targets_.size()));
+  plan.settings["method"] = r.print();
+  result.model.plan_json = print_plan(plan);
+  result.model.report_json.clear();
+  return std::move(result.model);
 }
 
 /// Sequences of the calibration text that judge a tuning instead of teaching it: one in sixteen, at most so many.
@@ -139,7 +177,7 @@ void Compressor::fill_report(Report& report, const Done& done, const Model& mode
   report.budget = request_.budget.describe();
   report.command = request_.command;
   report.loss_unit = "nats a token";
-  report.predicted_loss = done.total_loss();
+  if (whole() == nullptr) report.predicted_loss = done.total_loss();
   report.lower_bound = lower_bound_;
   for (const CurvePoint& p : curve_) report.curve.push_back({p.bytes, p.loss});
   for (const ModelTensor& t : model.tensors) {
@@ -148,7 +186,7 @@ void Compressor::fill_report(Report& report, const Done& done, const Model& mode
     row.tree = t.node->describe();
     row.weights = static_cast<uint64_t>(t.node->rows()) * static_cast<uint64_t>(t.node->cols());
     row.bytes = t.node->bits().total() / 8;
-    row.bytes_before = model_.find(t.name)->node->bits().total() / 8;
+    if (const ModelTensor* before = model_.find(t.name)) row.bytes_before = before->node->bits().total() / 8;
     for (size_t i = 0; i < targets_.size(); ++i)
       if (targets_[i].name == t.name && choice_[i].method != nullptr && !done.unit[i].empty()) {
         row.method = choice_[i].print();

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/compressor.h"
+#include "engine/model_fit.h"
 #include "measure/memory.h"
 
 namespace pith {
@@ -58,6 +59,16 @@ Preflight Compressor::preflight() {
   }
   const double begin = now();
   calibrate_model(4, 4);
+  if (const ModelFit* method = whole()) {
+    const Recipe r = recipe(request_.allow.front());
+    const double read = now();
+    const Tensor text = calibration_.tokens.narrow(0, 0, std::min<int64_t>(2, calibration_.tokens.size(0)));
+    lm_nll(*weights_, text);
+    out.seconds = (now() - read) * static_cast<double>(request_.calibration_sequences) /
+                  static_cast<double>(text.size(0)) * method->passes(r.options);
+    out.method = r.print();
+    return out;
+  }
   if (statistics_)
     out.seconds =
         (now() - begin) * static_cast<double>(request_.calibration_sequences + 3 * request_.fisher_sequences) / 16;

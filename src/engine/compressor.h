@@ -3,7 +3,7 @@
 //   compress_preflight.cpp  what is foretold before the work
 //   compress_plan.cpp       budget -> a method with options for each matrix (pilot, step, knapsack, block types)
 //   compress_units.cpp      fits matrices, layer by layer, into the work folder
-//   compress_output.cpp     finished units -> model, tuning, file, plan and report
+//   compress_output.cpp     finished units (or a whole model) -> model, tuning, file, plan and report
 #pragma once
 
 #include <functional>
@@ -58,6 +58,8 @@ class Compressor {
   /// The asked bytes (of the file, or in memory), 0 when the budget is not in bytes.
   uint64_t target_bytes() const;
   bool by_ram() const { return request_.budget.kind == Budget::Kind::ram; }
+  /// The method that makes the whole model at once; null when matrices are fitted one by one.
+  const ModelFit* whole() const;
   bool only_tunes() const { return !request_.base.empty() && request_.allow.empty() && !plan_; }
   void check_budget();
   void check_plan();
@@ -140,6 +142,8 @@ class Compressor {
   uint64_t written_bytes(const Model& model) const;
   uint64_t measure_bytes(const Done& done);
   uint64_t measure_bytes(const Model& model);
+  /// What a method for whole models makes, with its notes in the report.
+  Model remade(Report& report);
   Tensor tuning_text();
   Model tuned(const Model& model, const Tensor& tokens, Report& report);
   void write(const Model& model, const std::string& path, bool overwrite);

@@ -29,11 +29,15 @@ struct FitJob {
   uint64_t seed = 0;
 };
 
+struct ModelFit;  // engine/model_fit.h
+
 /// The tensor half of a method: `const Fit& <name>_fit()` in methods/<family>/<name>/<name>_fit.cpp.
 struct Fit {
   std::string_view name;
-  /// Throws Failure naming the tensor when the input makes no sense (NaN, wrong shape, singular beyond repair).
+  /// Throws Failure naming the tensor when the input makes no sense (NaN, wrong shape, singular beyond repair). Null
+  /// when the method works on whole models.
   NodePtr (*run)(const FitJob& job, const Options& options);
+  const ModelFit* whole = nullptr;
 };
 
 std::span<const Fit* const> all_fits();

@@ -31,11 +31,14 @@ int method_command(std::string_view family, const Arguments& arguments) {
       new_app(std::string(family) + " " + name, std::string(method->title) + ".", std::string(method->example));
   options.add_to(*app, method);
   add_method_options(*app, *method, given);
-  app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
-      ->check(CLI::IsMember({"blocks", "all"}))
-      ->capture_default_str()
-      ->type_name("WHICH");
-  app->add_option("--ends", ends, "Another method for embedding and head: 'gguf:type=Q6_K'")->type_name("METHOD");
+  const Fit* fit = find_fit(name);
+  if (fit == nullptr || fit->whole == nullptr) {
+    app->add_option("--tensors", tensors, "What is compressed: 'blocks', or 'all' with embedding and head")
+        ->check(CLI::IsMember({"blocks", "all"}))
+        ->capture_default_str()
+        ->type_name("WHICH");
+    app->add_option("--ends", ends, "Another method for embedding and head: 'gguf:type=Q6_K'")->type_name("METHOD");
+  }
   if (method->needs.base)
     app->add_option("--compressed", options.request.base,
                     "The compressed model that is to be mended; MODEL is the original")
