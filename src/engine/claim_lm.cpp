@@ -5,7 +5,6 @@
 #include "base/file.h"
 #include "engine/jobs.h"
 #include "engine/model_fit.h"
-#include "represent/dense.h"
 #include "runtime/builtin_text.h"
 #include "runtime/evaluate.h"
 #include "runtime/lm.h"
@@ -104,9 +103,7 @@ void ClaimLm::replace(const TensorMap& tensors) {
   for (ModelTensor& tensor : model_.tensors) {
     const auto at = tensors.find(tensor.name);
     if (at == tensors.end()) continue;
-    const Tensor value = at->second.to(at::kCPU, at::kFloat).contiguous();
-    const std::span<const float> numbers(value.const_data_ptr<float>(), static_cast<size_t>(value.numel()));
-    tensor.node = must(Dense::from(DType::f32, tensor.node->rows(), tensor.node->cols(), numbers));
+    tensor.node = exact_node(at->second.reshape({tensor.node->rows(), tensor.node->cols()}));
   }
   weights_ = weights_of(model_);
 }
@@ -151,8 +148,7 @@ NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& 
 }
 
 NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule& rule) {
-  std::vector<Target> targets = compressible(lm.config());
-  std::erase_if(targets, [](const Target& target) { return target.layer < 0; });
+  const std::vector<Target> targets = block_targets(lm.config());
   std::vector<JobSet> layers;
   for (int64_t layer = 0; layer < lm.config().layers; ++layer) layers.emplace_back(lm.weights(), statistics, layer);
   std::vector<NodePtr> nodes(targets.size());

@@ -23,10 +23,19 @@ Tensor decoded(const Node& node) {
   return values;
 }
 
+static NodePtr dense_of(DType type, const Tensor& m) {
+  const std::span<const float> values(m.const_data_ptr<float>(), static_cast<size_t>(m.numel()));
+  return must(Dense::from(type, m.size(0), m.size(1), values));
+}
+
 NodePtr dense_node(const Tensor& matrix) {
   const Tensor m = matrix.to(at::kFloat).contiguous();
-  const std::span<const float> values(m.const_data_ptr<float>(), static_cast<size_t>(m.numel()));
-  return must(Dense::from(value_type(largest_size(m)), m.size(0), m.size(1), values));
+  return dense_of(value_type(largest_size(m)), m);
+}
+
+NodePtr exact_node(const Tensor& values) {
+  const Tensor m = values.detach().to(at::kCPU, at::kFloat).contiguous();
+  return dense_of(DType::f32, m.dim() == 1 ? m.unsqueeze(0) : m);
 }
 
 Tensor usable_weight(const FitJob& job) {

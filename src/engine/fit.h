@@ -59,6 +59,8 @@ Tensor input_squares(const FitJob& job);
 Tensor decoded(const Node& node);
 /// A matrix as a Dense leaf of fp16, or fp32 where fp16 is too narrow for its values.
 NodePtr dense_node(const Tensor& matrix);
+/// A matrix, or a vector as one row, as a Dense leaf of fp32.
+NodePtr exact_node(const Tensor& values);
 
 /// Second-order prediction of the harm: 1/2 sum over rows of G_r dW_r H dW_r^T, nats a token of mean KL when G is known
 /// (engine/calibrate.h); G = 1 and H = I where unknown.

@@ -2,12 +2,18 @@
 
 namespace pith {
 
-std::vector<Target> compressible(const LmConfig& config) {
+std::vector<Target> block_targets(const LmConfig& config) {
   std::vector<Target> targets;
-  targets.push_back({"model.embed_tokens.weight", -1, config.vocab, config.hidden, "", true, config.tied_embeddings});
   for (int64_t layer = 0; layer < config.layers; ++layer)
     for (const LmLinear& linear : block_linears(config, layer))
       if (!linear.router) targets.push_back({linear.name, layer, linear.out, linear.in, linear.input, false, false});
+  return targets;
+}
+
+std::vector<Target> compressible(const LmConfig& config) {
+  std::vector<Target> targets = block_targets(config);
+  targets.insert(targets.begin(),
+                 {"model.embed_tokens.weight", -1, config.vocab, config.hidden, "", true, config.tied_embeddings});
   if (!config.tied_embeddings) targets.push_back({head_name(config), -1, config.vocab, config.hidden, "", false, true});
   return targets;
 }

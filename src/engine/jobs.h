@@ -23,6 +23,8 @@ struct Target {
 
 /// All matrices of a model in file order: embedding, blocks, head. Routers of experts are left out (tiny, decisive).
 std::vector<Target> compressible(const LmConfig& config);
+/// Those in blocks.
+std::vector<Target> block_targets(const LmConfig& config);
 
 /// Leaves one row of the job in so many.
 void thin_rows(FitJob& job, int64_t every);

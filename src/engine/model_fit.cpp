@@ -20,12 +20,7 @@ AdapterTrained train_on_text(const ModelJob& job, const Adapter& adapter, Adapte
   options.seed = job.seed;
   const std::string part = "training";
   if (const NodePtr saved = job.finished ? job.finished(part) : nullptr) options.saved = decoded(*saved).view({-1});
-  if (job.keep)
-    options.save = [&](const Tensor& state) {
-      const Tensor flat = state.contiguous();
-      const std::span<const float> values(flat.const_data_ptr<float>(), static_cast<size_t>(flat.numel()));
-      job.keep(part, must(Dense::from(DType::f32, 1, flat.numel(), values)));
-    };
+  if (job.keep) options.save = [&](const Tensor& state) { job.keep(part, exact_node(state)); };
   const auto some = [&](const std::vector<int64_t>& rows) {
     return job.tokens.index_select(0, at::tensor(rows, at::kLong));
   };

@@ -10,6 +10,7 @@
 #include "tensor/parallel.h"
 #include "train/losses.h"
 #include "train/optimizer.h"
+#include "train/rounds.h"
 
 namespace pith {
 namespace {
@@ -26,7 +27,8 @@ class AdapterTrainer {
         validation_(validation),
         context_(make_context(config_, train.size(1) - 1)),
         now_(leaves(adapter.parameters)),
-        optimizer_(now_, {.beta1 = o_.beta1, .beta2 = o_.beta2, .decay = o_.decay}) {
+        optimizer_(now_, {.beta1 = o_.beta1, .beta2 = o_.beta2, .decay = o_.decay}),
+        rounds_(train.size(0), options.seed) {
     for (int64_t layer = 0; layer < config_.layers; ++layer) blocks_.push_back(LmBlock::load(base, layer));
     for (const std::string& name :
          {std::string("model.embed_tokens.weight"), std::string("model.norm.weight"), head_name(config_)})
@@ -146,26 +148,10 @@ class AdapterTrainer {
     return loss(validation_, weights(-1), nullptr);
   }
 
-  /// Sequences of the step: a new order of all of them in each round through the text.
-  Tensor batch() {
-    const int64_t n = train_.size(0);
-    std::vector<int64_t> rows;
-    for (int64_t k = out_.steps * o_.batch; k < (out_.steps + 1) * o_.batch; ++k) {
-      if (round_ != k / n) {
-        round_ = k / n;
-        auto generator =
-            at::detail::createCPUGenerator(hash64("round", o_.seed * 1000003 + static_cast<uint64_t>(round_)));
-        order_ = at::randperm(n, generator);
-      }
-      rows.push_back(order_[k % n].item<int64_t>());
-    }
-    return train_.index_select(0, at::tensor(rows, at::kLong));
-  }
-
   double step() {
     const TensorMap moved = weights(out_.steps);
     TensorMap gradients;
-    const double value = loss(batch(), moved, &gradients);
+    const double value = loss(train_.index_select(0, rounds_.places(out_.steps, o_.batch)), moved, &gradients);
     if (!std::isfinite(value)) return value;
     const OneThread one;
     if (adapter_.penalty) adapter_.penalty(now_).backward();
@@ -226,8 +212,7 @@ class AdapterTrainer {
   std::vector<LmBlock> blocks_;
   TensorMap ends_, now_, moments_;
   AdamW optimizer_;
-  int64_t round_ = -1;
-  Tensor order_;
+  Rounds rounds_;
   AdapterTrained out_;
 };
 

@@ -14,6 +14,7 @@
 #include "tensor/parallel.h"
 #include "train/losses.h"
 #include "train/optimizer.h"
+#include "train/rounds.h"
 #include "train/tunable.h"
 
 namespace pith {
@@ -69,7 +70,8 @@ class Distiller {
         validation_(validation),
         bf16_(options.device.is_cuda() || fast_bf16()),
         teacher_(teacher, train.size(1), options.device, bf16_),
-        student_(*weights_of(student), train.size(1), options.device, bf16_) {
+        student_(*weights_of(student), train.size(1), options.device, bf16_),
+        rounds_(train.size(0), options.seed) {
     const CodePrices prices(student);
     for (const ModelTensor& t : student.tensors) {
       if (t.shape.size() == 1 && t.node->kind() == "dense") {
@@ -141,19 +143,6 @@ class Distiller {
     double sum = 0;
     for (const double b : each) sum += b;
     return sum;
-  }
-
-  /// Sequences of the step: a new order of all of them in each round through the text.
-  Tensor batch(int64_t step) const {
-    const int64_t n = train_.size(0);
-    std::vector<int64_t> rows;
-    for (int64_t k = step * o_.batch; k < (step + 1) * o_.batch; ++k) {
-      auto generator =
-          at::detail::createCPUGenerator(hash64("round", o_.seed * 1000003 + static_cast<uint64_t>(k / n)));
-      if (order_.first != k / n || !order_.second.defined()) order_ = {k / n, at::randperm(n, generator)};
-      rows.push_back(order_.second[k % n].item<int64_t>());
-    }
-    return train_.index_select(0, at::tensor(rows, at::kLong));
   }
 
   /// The mean KL over these sequences, with gradients of `leaves` (all weights of the student that move) added to
@@ -231,7 +220,7 @@ class Distiller {
     TensorMap leaves, gradients;
     for (const auto& [name, m] : matrices_) leaves[name] = m->values();
     for (const auto& [name, v] : vectors_) leaves[name] = v;
-    const double kl = loss(batch(out_.steps), leaves, gradients);
+    const double kl = loss(train_.index_select(0, rounds_.places(out_.steps, o_.batch)), leaves, gradients);
     if (!std::isfinite(kl)) return kl;
     const double warmth = cosine_rate(out_.steps, std::max<int64_t>(1, o_.steps / 20), o_.steps, 1, 0);
     // Continuous numbers inside a representation get their gradient through its values.
@@ -416,7 +405,7 @@ class Distiller {
   TensorMap vectors_, buffer_, best_;
   std::map<std::string, Moving, std::less<>> moving_;
   double aim_ = 0, price_ = 0;  ///< bits that the codes may take; squared grid steps a bit
-  mutable std::pair<int64_t, Tensor> order_{-1, {}};
+  Rounds rounds_;
   Distilled out_;
 };
 

@@ -38,7 +38,8 @@ TEST(ClaimsQuick, CommittedLedgersReadBack) {
     std::string path;  // in the folder of its method
     for (const auto& entry : std::filesystem::recursive_directory_iterator(PITH_SOURCE_DIR "/methods"))
       if (entry.path().filename() == file + "_claim.csv") path = entry.path();
-    if (path.empty() && gaps.find("/" + file + "_claim.csv") != std::string::npos) continue;  // still to be run; guards.py wants the list true
+    if (path.empty() && gaps.find("/" + file + "_claim.csv") != std::string::npos)
+      continue;  // still to be run; guards.py wants the list true
     ASSERT_FALSE(path.empty()) << claim->name;
     const auto text = read_text(path, 1 << 20);
     ASSERT_TRUE(text.ok());

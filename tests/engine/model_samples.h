@@ -1,12 +1,13 @@
 // Small models and the running of methods for whole models on them, for tests.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <string>
 
+#include "engine/compress.h"
 #include "engine/fit_samples.h"
 #include "engine/model_fit.h"
-#include "represent/dense.h"
 
 namespace pith::test {
 
@@ -15,10 +16,8 @@ inline Model dense_model(const LmConfig& config, const TensorMap& tensors) {
   Model model;
   model.config = config;
   for (TensorSpec& spec : expected_tensors(config)) {
-    const Tensor t = tensors.at(spec.name).to(at::kFloat).contiguous();
     const MatrixShape shape = must(matrix_shape(spec.shape));
-    const std::span<const float> numbers(t.const_data_ptr<float>(), static_cast<size_t>(t.numel()));
-    NodePtr node = must(Dense::from(DType::f32, shape.rows, shape.cols, numbers));
+    NodePtr node = exact_node(tensors.at(spec.name).reshape({shape.rows, shape.cols}));
     model.tensors.push_back({std::move(spec.name), std::move(spec.shape), std::move(node)});
   }
   return model;
@@ -44,6 +43,20 @@ inline ModelResult make_model(const std::string& method, const std::string& opti
     job.keep = [kept](const std::string& part, const NodePtr& node) { return (*kept)[part] = node; };
   }
   return find_fit(method)->whole->run(job, options_of(*find_method(method), options));
+}
+
+/// A run of a method on testdata/lm-s with a little text, without measuring; `folder` holds what it writes.
+inline CompressRequest lm_s_request(const std::filesystem::path& folder, const std::string& output,
+                                    const std::string& method, const std::string& options) {
+  CompressRequest r;
+  r.input = std::string(PITH_SOURCE_DIR) + "/testdata/lm-s";
+  r.output = (folder / output).string();
+  r.calibration = r.input + "/calib.txt";
+  r.calibration_sequences = 4, r.sequence_length = 64;
+  r.cache_folder = (folder / "cache").string();
+  r.eval_chunks = 0;
+  r.allow = {{method, options}};
+  return r;
 }
 
 /// The message of the Failure that `run` throws; "accepted" when it does not.

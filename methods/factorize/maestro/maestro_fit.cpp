@@ -5,6 +5,7 @@
 
 #include "base/hash.h"
 #include "engine/fit.h"
+#include "engine/jobs.h"
 #include "engine/model_fit.h"
 #include "maths/ordered_rank.h"
 #include "maths/wsvd.h"
@@ -26,13 +27,10 @@ struct Product {
 
 // Ordered products of all block matrices: those that the model has, else from the SVD.
 std::vector<Product> products_of(const ModelJob& job) {
-  std::vector<std::string> names;
-  for (int64_t layer = 0; layer < job.model.config.layers; ++layer)
-    for (const LmLinear& l : block_linears(job.model.config, layer))
-      if (!l.router) names.push_back(l.name);
-  std::vector<Product> all(names.size());
-  parallel_tasks(std::ssize(names), [&](int64_t i) {
-    const std::string& name = names[static_cast<size_t>(i)];
+  const std::vector<Target> targets = block_targets(job.model.config);
+  std::vector<Product> all(targets.size());
+  parallel_tasks(std::ssize(targets), [&](int64_t i) {
+    const std::string& name = targets[static_cast<size_t>(i)].name;
     Product& p = all[static_cast<size_t>(i)];
     p.name = name;
     const auto* there = dynamic_cast<const LowRank*>(job.model.find(name)->node.get());

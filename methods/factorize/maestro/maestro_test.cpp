@@ -10,6 +10,7 @@
 #include "nets/fixture.h"
 #include "represent/low_rank.h"
 #include "runtime/model_file.h"
+#include "train/stop_after.h"
 
 namespace pith {
 namespace {
@@ -100,9 +101,7 @@ TEST_F(Maestro, TheLassoEmptiesTails) {
 TEST_F(Maestro, AStoppedRunGoesOnToTheSameResult) {
   const std::string options = "steps=6,batch=4,rate=0.003";
   const Model whole = run(options, model_);
-  struct Stop : Progress {
-    bool step(const ProgressEvent& event) override { return event.done != 3; }
-  } stop;
+  test::StopAfter stop(3);
   NodeMap kept;
   EXPECT_THROW(run(options, model_, stop, &kept), Failure);
   EXPECT_EQ(run(options, model_, quiet_progress(), &kept).content_hash(), whole.content_hash());
@@ -111,14 +110,7 @@ TEST_F(Maestro, AStoppedRunGoesOnToTheSameResult) {
 TEST_F(Maestro, SizeIsKeptAndOutOfReachIsSaid) {
   const auto folder = std::filesystem::temp_directory_path() / ("pith-maestro-test-" + std::to_string(::getpid()));
   std::filesystem::create_directories(folder);
-  CompressRequest r;
-  r.input = std::string(PITH_SOURCE_DIR) + "/testdata/lm-s";
-  r.output = (folder / "small.pith").string();
-  r.calibration = r.input + "/calib.txt";
-  r.calibration_sequences = 4, r.sequence_length = 64;
-  r.cache_folder = (folder / "cache").string();
-  r.eval_chunks = 0;
-  r.allow = {{"maestro", "steps=2,batch=2"}};
+  CompressRequest r = test::lm_s_request(folder, "small.pith", "maestro", "steps=2,batch=2");
   r.budget = {Budget::Kind::size, 2'500'000};
   compress(r);
   EXPECT_LE(std::filesystem::file_size(r.output), 2'500'000u);

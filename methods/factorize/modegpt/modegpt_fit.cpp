@@ -11,7 +11,6 @@
 #include "maths/linalg.h"
 #include "maths/module_pairs.h"
 #include "plan/knapsack.h"
-#include "represent/dense.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -353,12 +352,8 @@ class Modegpt {
     for (const std::string& name : names) there = there && (nodes_[name] = job_.finished(name)) != nullptr;
     if (!there)
       for (const auto& [name, value] : make()) {
-        const Tensor matrix = value.dim() == 1 ? value.unsqueeze(0) : value;
-        const bool vector = value.dim() == 1 || name.ends_with("rope_pairs");
-        const Tensor exact = matrix.to(at::kFloat).contiguous();
-        const std::span<const float> numbers(exact.const_data_ptr<float>(), static_cast<size_t>(exact.numel()));
-        const NodePtr node =
-            vector ? must(Dense::from(DType::f32, exact.size(0), exact.size(1), numbers)) : dense_node(exact);
+        const bool exact = value.dim() == 1 || name.ends_with("rope_pairs");
+        const NodePtr node = exact ? exact_node(value) : dense_node(value);
         nodes_[name] = job_.keep ? job_.keep(name, node) : node;
       }
     for (const std::string& name : names) out[name] = decoded(*nodes_.at(name));
@@ -595,7 +590,7 @@ class Modegpt {
       const ModelTensor* old = job_.model.find(spec.name);
       NodePtr node = made != nodes_.end() ? made->second : old != nullptr ? old->node : nullptr;
       if (node == nullptr)  // an output's bias in a layer whose values kept theirs
-        node = must(Dense::from(DType::f32, 1, spec.shape[0], std::vector<float>(static_cast<size_t>(spec.shape[0]))));
+        node = exact_node(at::zeros(spec.shape, at::kFloat));
       out.model.tensors.push_back({std::move(spec.name), std::move(spec.shape), std::move(node)});
     }
     out.notes = std::move(notes_);

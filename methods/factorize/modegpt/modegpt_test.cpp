@@ -182,14 +182,8 @@ class ModegptFiles : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   CompressRequest request(const std::string& output, const std::string& options) const {
-    CompressRequest r;
-    r.input = std::string(PITH_SOURCE_DIR) + "/testdata/lm-s";
-    r.output = (folder_ / output).string();
-    r.calibration = r.input + "/calib.txt";
-    r.calibration_sequences = 8, r.fisher_sequences = 4, r.sequence_length = 64;
-    r.cache_folder = (folder_ / "cache").string();
-    r.eval_chunks = 0;
-    r.allow = {{"modegpt", options}};
+    CompressRequest r = test::lm_s_request(folder_, output, "modegpt", options);
+    r.calibration_sequences = 8, r.fisher_sequences = 4;
     return r;
   }
   static std::string bytes(const std::string& path) { return must(read_text(path, 1 << 30)); }

@@ -5,6 +5,7 @@
 
 #include "base/hash.h"
 #include "engine/fit.h"
+#include "engine/jobs.h"
 #include "engine/model_fit.h"
 #include "maths/wsvd.h"
 #include "represent/dense.h"
@@ -23,13 +24,12 @@ struct Matrix {
 std::vector<Matrix> matrices(const LmConfig& config, double compression) {
   std::vector<Matrix> list;
   if (compression <= 1) return list;
-  for (int64_t layer = 0; layer < config.layers; ++layer)
-    for (const LmLinear& l : block_linears(config, layer)) {
-      const double weights = static_cast<double>(l.out) * static_cast<double>(l.in);
-      const auto rank = static_cast<int64_t>(weights / (compression * static_cast<double>(l.out + l.in)));
-      if (l.router || rank == 0 || rank * (l.out + l.in) >= l.out * l.in) continue;
-      list.push_back({l.name, l.out, l.in, rank});
-    }
+  for (const Target& t : block_targets(config)) {
+    const double weights = static_cast<double>(t.rows) * static_cast<double>(t.cols);
+    const auto rank = static_cast<int64_t>(weights / (compression * static_cast<double>(t.rows + t.cols)));
+    if (rank == 0 || rank * (t.rows + t.cols) >= t.rows * t.cols) continue;
+    list.push_back({t.name, t.rows, t.cols, rank});
+  }
   return list;
 }
 

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "engine/fit.h"
+#include "engine/jobs.h"
 #include "engine/model_fit.h"
 #include "formats/safetensors.h"
 #include "represent/dense.h"
@@ -24,13 +25,11 @@ struct Directions {
 
 std::vector<std::string> target_names(const LmConfig& config, const std::string& which) {
   std::vector<std::string> names;
-  for (int64_t layer = 0; layer < config.layers; ++layer)
-    for (const LmLinear& l : block_linears(config, layer)) {
-      if (l.router) continue;
-      const size_t at = l.name.find("self_attn.");
-      const bool named = at != std::string::npos && which.find(l.name[at + 10]) != std::string::npos;
-      if (which == "all" || named) names.push_back(l.name);
-    }
+  for (const Target& t : block_targets(config)) {
+    const size_t at = t.name.find("self_attn.");
+    const bool named = at != std::string::npos && which.find(t.name[at + 10]) != std::string::npos;
+    if (which == "all" || named) names.push_back(t.name);
+  }
   return names;
 }
 

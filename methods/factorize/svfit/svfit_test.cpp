@@ -8,7 +8,9 @@
 #include "engine/model_samples.h"
 #include "formats/safetensors.h"
 #include "nets/fixture.h"
+#include "represent/dense.h"
 #include "train/adapter.h"
+#include "train/stop_after.h"
 
 namespace pith {
 namespace {
@@ -67,9 +69,7 @@ TEST_F(Svfit, LearnsTheTextTouchesOnlyItsTargetsAndAnyThreadsGiveTheSameBytes) {
 TEST_F(Svfit, AStoppedRunGoesOnToTheSameResult) {
   const std::string options = "steps=20,rate=0.05";
   const Model whole = run(options, model_).model;
-  struct Stop : Progress {
-    bool step(const ProgressEvent& event) override { return event.done != 7; }
-  } stop;
+  test::StopAfter stop(7);
   NodeMap kept;
   EXPECT_THROW(run(options, model_, stop, &kept), Failure);
   EXPECT_EQ(kept.size(), 1u);

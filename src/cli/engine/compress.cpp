@@ -58,7 +58,8 @@ void CompressOptions::add_to(CLI::App& app, const Method* method) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 16))
       ->type_name("N");
-  app.add_option("--device", request.device, "Where calibration, factors and tuning run: cpu, or cuda when libtorch has it")
+  app.add_option("--device", request.device,
+                 "Where calibration, factors and tuning run: cpu, or cuda when libtorch has it")
       ->capture_default_str()
       ->type_name("DEVICE");
   app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str()->type_name("N");
