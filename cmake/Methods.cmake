@@ -1,5 +1,5 @@
 # methods/<family>/<name>/ is the list of methods. <name>.cpp goes to the torch-free library, <name>_fit.cpp and
-# <name>_claim.cpp (and further <name>_…_claim.cpp) to the engine, <name>_test.cpp to the tests. Two small sources with
+# <name>_claim.cpp (and further …_claim.cpp) to the engine, <name>_test.cpp to the tests. Two small sources with
 # the sorted lists are generated, so adding a method edits no existing file, and a name used twice stops the configure
 # step.
 function(pith_collect_methods)

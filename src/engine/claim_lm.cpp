@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "base/file.h"
+#include "engine/assemble.h"
 #include "engine/jobs.h"
 #include "engine/model_fit.h"
 #include "runtime/builtin_text.h"
@@ -159,6 +160,26 @@ NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule
   NodeMap out;
   for (size_t k = 0; k < targets.size(); ++k) out[targets[k].name] = nodes[k];
   return out;
+}
+
+uint64_t file_bytes(const ClaimLm& lm, const NodeMap& nodes) {
+  return must(pith_model_bytes(assemble(lm.model(), source_of(nodes))));
+}
+
+TunedBlocks tune_blocks(const ClaimLm& lm, const NodeMap& nodes, const Tensor& text, int64_t judges,
+                        DistillOptions options) {
+  const auto all = [&](const NodeMap& tuned) {
+    NodeMap both = nodes;
+    for (const auto& [name, node] : tuned) both[name] = node;
+    return both;
+  };
+  options.size = [&](const NodeMap& tuned) { return file_bytes(lm, all(tuned)); };
+  options.budget = file_bytes(lm, nodes);
+  const int64_t taught = text.size(0) - judges;
+  const Distilled found =
+      distill(lm.weights(), assemble(lm.model(), source_of(nodes)), text.narrow(0, 0, taught).contiguous(),
+              text.narrow(0, taught, judges).contiguous(), options, lm.progress());
+  return {all(found.nodes), found.after};
 }
 
 NodePtr fit_spec(const std::string& spec, const FitJob& job) {

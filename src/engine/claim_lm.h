@@ -13,6 +13,7 @@
 #include "engine/fit.h"
 #include "nets/lm.h"
 #include "represent/model.h"
+#include "train/distill.h"
 
 namespace pith {
 
@@ -67,6 +68,18 @@ NodeMap fit_blocks(const ClaimLm& lm, const Tensor& calibration, const FitRule& 
 
 /// Compresses every block matrix by itself, with the float model's statistics; null: without any.
 NodeMap fit_alone(const ClaimLm& lm, const Statistics* statistics, const FitRule& rule);
+
+/// A .pith file of the model with these nodes, in bytes.
+uint64_t file_bytes(const ClaimLm& lm, const NodeMap& nodes);
+
+/// The same blocks (and norms) tuned towards the model by `options` within the bytes of before; the last `judges`
+/// sequences of the text teach nothing and choose the best state.
+struct TunedBlocks {
+  NodeMap nodes;          ///< all of them, moved or not
+  double validation = 0;  ///< KL on the sequences that judged
+};
+TunedBlocks tune_blocks(const ClaimLm& lm, const NodeMap& nodes, const Tensor& text, int64_t judges,
+                        DistillOptions options);
 
 /// The fit that a spec names: "gptq:bits=3,group=40".
 NodePtr fit_spec(const std::string& spec, const FitJob& job);

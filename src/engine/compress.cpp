@@ -278,9 +278,10 @@ std::string Compressor::plan_hash() {
       .add(plan_ ? plan_->hash() : "")
       .add(base_ ? base_->content_hash() : "")
       .add(calibration_source(request_.calibration))
-      .add(fmt::format("{} {} {} {} {} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
+      .add(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", request_.calibration_sequences, request_.fisher_sequences,
                        request_.sequence_length, request_.seed, request_.embeddings, gguf_,
-                       request_.measured_sensitivity, request_.tune_steps, request_.tune_batch, request_.device))
+                       request_.measured_sensitivity, request_.tune_steps, request_.tune_batch, request_.tune_codes,
+                       request_.device))
       .hex();
 }
 

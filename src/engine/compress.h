@@ -28,6 +28,7 @@ struct CompressRequest {
   /// all that is done: the compressed model is tuned towards the input.
   int64_t tune_steps = 0;
   int64_t tune_batch = 16;     ///< sequences of the calibration text a step
+  bool tune_codes = true;      ///< false: only continuous numbers move (scales, codebooks, low-rank parts, norms)
   std::string device = "cpu";  ///< where calibration, factors and tuning run (tensor/device.h)
   bool embeddings = true;      ///< embedding and head are compressed too (with one given method: only if asked)
   MethodSpec ends;             ///< with one given method: what embedding and head get instead; empty method: the same

@@ -110,10 +110,11 @@ Model Compressor::tuned(const Model& model, const Tensor& tokens, Report& report
   DistillOptions options;
   options.steps = request_.tune_steps;
   options.batch = request_.tune_batch;
+  if (!request_.tune_codes) options.rate = 0;
   options.seed = request_.seed;
   options.device = device_;
   options.size = [&](const NodeMap& nodes) { return measure_bytes(with(nodes)); };
-  options.budget = target_bytes() > 0 ? target_bytes() : measure_bytes(model);
+  options.budget = target_bytes() > 0 ? target_bytes() : measure_bytes(with({}));
   const std::string unit = "tuning";
   options.save = [&](std::span<const std::byte> bytes) { must(work_->commit(unit, bytes)); };
   if (work_->has(unit)) options.saved = must(work_->read(unit));

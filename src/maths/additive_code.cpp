@@ -1,10 +1,15 @@
 #include "maths/additive_code.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <span>
 
 #include "base/half.h"
 #include "maths/kmeans.h"
+#include "represent/codebook.h"
+#include "represent/codes.h"
+#include "represent/combine.h"
 #include "tensor/parallel.h"
 
 namespace pith {
@@ -88,18 +93,24 @@ double AdditiveTarget::loss(const AdditiveCode& code) const {
   return sum;
 }
 
+Tensor RowScales::divide(const Tensor& weight) const {
+  return weight / at::where(values.gt(0), values, at::ones_like(values)).unsqueeze(1);
+}
+
+RowScales row_scales(const Tensor& weight) {
+  const OneThread one;
+  const Tensor size = weight.pow(2).mean(1).sqrt();
+  const bool half = size.max().item<float>() < 60000 && (size.eq(0) | size.gt(6e-5)).all().item<bool>();
+  return {half ? rounded_to_half(size) : size.contiguous(), half};
+}
+
 AdditiveCode residual_kmeans(const AdditiveTarget& target, int64_t width, int64_t books, int64_t entries,
                              int64_t rounds, uint64_t seed, const std::string& what) {
   AdditiveCode code;
   code.rows = target.weight.size(0), code.width = width, code.groups = target.weight.size(1) / width;
-  const Tensor size = [&] {
-    const OneThread one;
-    return target.weight.pow(2).mean(1).sqrt();
-  }();
-  code.half_scales = size.max().item<float>() < 60000 && (size.eq(0) | size.gt(6e-5)).all().item<bool>();
-  code.scales = code.half_scales ? rounded_to_half(size) : size.contiguous();
-  const Tensor divisor = at::where(code.scales.gt(0), code.scales, at::ones_like(code.scales));
-  Tensor left = (target.weight / divisor.unsqueeze(1)).reshape({-1, width}).contiguous();
+  const RowScales scales = row_scales(target.weight);
+  code.scales = scales.values, code.half_scales = scales.half;
+  Tensor left = scales.divide(target.weight).reshape({-1, width}).contiguous();
   code.books = at::zeros({books, entries, width}, at::kFloat);
   code.codes.assign(at_(code.rows * code.groups * books), 0);
   for (int64_t m = 0; m < books; ++m) {
@@ -335,6 +346,64 @@ void search_codes(const AdditiveTarget& target, AdditiveCode& code, int64_t beam
       if (any) rows.addmm_(moved, hg);
     }
   });
+}
+
+// nearest_codes for so few rows that the distances to all entries of a book fit in memory.
+static Tensor nearest_of_some(const Tensor& x, const Tensor& books, const Tensor& codes, int64_t beam) {
+  const int64_t n = x.size(0), width = x.size(1), count = books.size(0), entries = books.size(1);
+  const auto entry = [&](int64_t m, const Tensor& code) {
+    std::vector<int64_t> shape = code.sizes().vec();
+    shape.push_back(width);
+    return books[m].index_select(0, code.flatten()).view(shape);
+  };
+  Tensor left = x.unsqueeze(1);  // what each combination of a row, [n, combinations], leaves of it
+  for (int64_t m = 0; m < count; ++m) left = left - entry(m, codes.select(1, m)).unsqueeze(1);
+  const Tensor before = left.select(1, 0).square().sum(1);
+  Tensor lists = codes.unsqueeze(1);  // [n, combinations, M]
+  for (int64_t m = 0; m < count; ++m) {
+    left = left + entry(m, lists.select(2, m));
+    // |left - c|^2 without a tensor of all differences
+    const Tensor cost =
+        left.square().sum(2, true) - 2 * at::matmul(left, books[m].t()) + books[m].square().sum(1);  // [n, b, entries]
+    const int64_t kept = m + 1 == count ? 1 : std::min(beam, lists.size(1) * entries);
+    const Tensor place = std::get<1>(cost.view({n, -1}).topk(kept, 1, /*largest=*/false));  // [n, kept]
+    const Tensor from = place.div(entries, "floor"), chosen = place - from * entries;
+    // No combination comes twice: those that go on differ in the books before, or in this one.
+    lists = lists.gather(1, from.unsqueeze(2).expand({n, kept, count}));
+    lists.select(2, m).copy_(chosen);
+    left = left.gather(1, from.unsqueeze(2).expand({n, kept, width})) - entry(m, chosen);
+  }
+  const Tensor nearer = left.select(1, 0).square().sum(1).lt(before);
+  return at::where(nearer.unsqueeze(1), lists.select(1, 0), codes);
+}
+
+Tensor nearest_codes(const Tensor& x, const Tensor& books, const Tensor& codes, int64_t beam) {
+  const at::NoGradGuard no_grad;
+  const int64_t rows = std::max<int64_t>(1, (int64_t{1} << 22) / (books.size(1) * (books.size(0) == 1 ? 1 : beam)));
+  Tensor out = at::empty_like(codes);
+  for (int64_t r = 0; r < x.size(0); r += rows) {
+    const int64_t n = std::min(rows, x.size(0) - r);
+    out.narrow(0, r, n).copy_(nearest_of_some(x.narrow(0, r, n), books, codes.narrow(0, r, n), beam));
+  }
+  return out;
+}
+
+NodePtr codebook_node(const CodebookParts& p) {
+  const auto array = [](const Tensor& t, DType type, const char* what) {
+    const Tensor flat = t.detach().to(at::kFloat).contiguous();
+    return must(FloatArray::from(type, {flat.const_data_ptr<float>(), at_(flat.numel())}, what));
+  };
+  const int64_t books = p.books.size(0), entries = p.books.size(1);
+  const int first = Codebook::first_code(entries);
+  const Tensor codes = (p.codes.to(at::kInt) + first).to(at::kShort).contiguous();
+  const auto width = std::max(1u, static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(entries - 1))));
+  const NodePtr book = must(Codebook::make(
+      p.cols, books, entries, p.length,
+      must(PackedCodes::pack(codes.size(0), codes.size(1), width, first,
+                             std::span(codes.const_data_ptr<int16_t>(), at_(codes.numel())))),
+      array(p.books, p.books_type, "books"), p.basis.defined() ? array(p.basis, p.basis_type, "basis") : FloatArray()));
+  if (!p.scales.defined()) return book;
+  return must(Scaled::make(book, Axis::rows, array(p.scales, p.scales_type, "scales")));
 }
 
 }  // namespace pith

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "formats/dtype.h"
+#include "represent/node.h"
 #include "tensor/tensor.h"
 
 namespace pith {
@@ -35,6 +37,15 @@ struct AdditiveTarget {
   double loss(const AdditiveCode& code) const;
 };
 
+/// The root mean square of each row, as it is stored.
+struct RowScales {
+  Tensor values;     ///< [rows] fp32
+  bool half = true;  ///< rounded to fp16; false where that is too narrow
+  /// Rows divided by them; rows of zeros stay.
+  Tensor divide(const Tensor& weight) const;
+};
+RowScales row_scales(const Tensor& weight);
+
 /// Rows divided by their root mean square; book after book by k-means on what the books before it leave.
 AdditiveCode residual_kmeans(const AdditiveTarget& target, int64_t width, int64_t books, int64_t entries,
                              int64_t rounds, uint64_t seed, const std::string& what);
@@ -47,5 +58,22 @@ void fit_scales(const AdditiveTarget& target, AdditiveCode& code);
 /// One pass over all groups in an order drawn by `seed`: for each row, book after book, all entries in place of the
 /// present one; the `beam` best combinations of a group go on to its next book. beam = entries^(M-1) tries all.
 void search_codes(const AdditiveTarget& target, AdditiveCode& code, int64_t beam, uint64_t seed);
+
+/// For each row of x, [n, width], one entry of each book, [M, entries, width], whose sum is near it in squared
+/// distance: book after book anew, the `beam` best combinations kept. `codes`, [n, M] int64, is where it begins, and
+/// stays where nothing nearer is found. One book: the nearest entry.
+Tensor nearest_codes(const Tensor& x, const Tensor& books, const Tensor& codes, int64_t beam);
+
+/// What a codebook is made of, all on the CPU. Undefined: there is none.
+struct CodebookParts {
+  int64_t cols = 0, length = 0;
+  Tensor codes = {};   ///< [rows, groups * M], whole numbers from 0 of any type
+  Tensor books = {};   ///< [M, entries, width]
+  Tensor basis = {};   ///< [width, length]
+  Tensor scales = {};  ///< [rows]
+  DType books_type = DType::f16, basis_type = DType::f16, scales_type = DType::f16;
+};
+/// Scaled by rows(Codebook), or the Codebook alone; codes in the fewest bits that hold any entry.
+NodePtr codebook_node(const CodebookParts& parts);
 
 }  // namespace pith

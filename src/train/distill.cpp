@@ -78,15 +78,21 @@ class Distiller {
         vectors_[t.name] = weights_of(student)->tensor(t.name).to(o_.device).requires_grad_(true);
         moving_[t.name] = fresh(vectors_[t.name]);
       } else if (auto m = tunable(*t.node, prices, o_.device)) {
-        buffer_[t.name] = m->values().detach().clone();
-        moving_[t.name] = fresh(buffer_[t.name]);
+        if (o_.rate > 0 && m->codes().defined()) buffer_[t.name] = Tensor();  // filled below
         int i = 0;
-        for (const Tensor& c : m->continuous()) moving_[fmt::format("{}.{}", t.name, i++)] = fresh(c);
+        for (const Continuous& c : m->continuous()) moving_[fmt::format("{}.{}", t.name, i++)] = fresh(c.value);
         matrices_[t.name] = std::move(m);
       }
     }
     if (matrices_.empty() && vectors_.empty())
-      throw Failure(user_error("nothing in this model can be tuned: no entropy-coded grids (ec), no plain vectors"));
+      throw Failure(
+          user_error("nothing in this model can be tuned: no grids, codebooks, llama.cpp blocks or low-rank parts, and "
+                     "no plain vectors"));
+    for (const auto& [name, value] : values())
+      if (const auto buffer = buffer_.find(name); buffer != buffer_.end()) {
+        buffer->second = value.detach().clone();
+        moving_[name] = fresh(value);
+      }
     price_ = o_.price;
     aim_ = bits();
     if (o_.size && aim_ > 0) aim_ += 8 * (static_cast<double>(o_.budget) - static_cast<double>(o_.size(nodes())));
@@ -135,6 +141,14 @@ class Distiller {
     const auto count = static_cast<int64_t>(list.size());
     if (!o_.device.is_cuda()) return parallel_tasks(count, one);
     for (int64_t i = 0; i < count; ++i) one(i);
+  }
+
+  /// Of all matrices, differentiable in their continuous numbers where gradients are on.
+  TensorMap values() const {
+    TensorMap out;
+    for (const auto& [name, m] : matrices_) out[name] = Tensor();  // tasks do not change the map
+    each_matrix([&](int64_t, const std::string& name, Tunable& m) { out.at(name) = m.values(); });
+    return out;
   }
 
   double bits() const {
@@ -216,30 +230,49 @@ class Distiller {
     return (m.first / (1 - std::pow(beta1, t))).div_(size);
   }
 
+  /// The buffer for the groups of codes that are to move, and what is there for the others.
+  Tensor moved_share(const Tunable& m, const Tensor& buffer, int64_t matrix) const {
+    const Tensor now = m.values();
+    const int64_t rows = now.size(0), cols = now.size(1), width = m.group(), groups = (cols + width - 1) / width;
+    Tensor far = at::zeros({rows, groups * width}, now.options());
+    far.narrow(1, 0, cols).copy_((buffer - now).square());
+    far = far.view({rows, groups, width}).sum(2);
+    if (o_.random_share)
+      far =
+          at::rand({rows, groups}, at::detail::createCPUGenerator(hash64(
+                                       "share", o_.seed * 1000003 + static_cast<uint64_t>(out_.steps * 4096 + matrix))))
+              .to(now.device());
+    const auto count = static_cast<int64_t>(std::ceil(o_.share * static_cast<double>(far.numel())));
+    const Tensor least = std::get<0>(far.flatten().topk(std::max<int64_t>(count, 1))).amin();
+    const Tensor moves = far.ge(least).unsqueeze(2).expand({rows, groups, width}).reshape({rows, groups * width});
+    return at::where(moves.narrow(1, 0, cols), buffer, now);
+  }
+
   double step() {
-    TensorMap leaves, gradients;
-    for (const auto& [name, m] : matrices_) leaves[name] = m->values();
+    TensorMap leaves = values(), gradients;
     for (const auto& [name, v] : vectors_) leaves[name] = v;
     const double kl = loss(train_.index_select(0, rounds_.places(out_.steps, o_.batch)), leaves, gradients);
     if (!std::isfinite(kl)) return kl;
     const double warmth = cosine_rate(out_.steps, std::max<int64_t>(1, o_.steps / 20), o_.steps, 1, 0);
-    // Continuous numbers inside a representation get their gradient through its values.
-    for (const auto& [name, m] : matrices_)
-      if (const auto g = gradients.find(name); g != gradients.end() && !m->continuous().empty())
-        leaves.at(name).backward(g->second);
-    const at::NoGradGuard no_grad;
-    each_matrix([&](int64_t, const std::string& name, Tunable& m) {
+    each_matrix([&](int64_t i, const std::string& name, Tunable& m) {
       const auto g = gradients.find(name);
       if (g == gradients.end()) return;
+      const std::vector<Continuous> numbers = m.continuous();
+      // Continuous numbers inside a representation get their gradient through its values.
+      if (!numbers.empty()) leaves.at(name).backward(g->second);
+      const at::NoGradGuard no_grad;
       int c = 0;
-      for (Tensor& x : m.continuous()) {
-        x.sub_(direction(fmt::format("{}.{}", name, c++), x.grad(), 0.9) * x.abs(), o_.vector_rate * warmth);
-        x.mutable_grad() = Tensor();
+      for (const Continuous& x : numbers) {
+        x.value.sub_(direction(fmt::format("{}.{}", name, c++), x.value.grad(), 0.9) * x.size, o_.vector_rate * warmth);
+        x.value.mutable_grad() = Tensor();
       }
+      const auto buffer = buffer_.find(name);
+      if (buffer == buffer_.end()) return;
       const Tensor unit = m.unit();
-      buffer_.at(name).sub_(direction(name, g->second * unit, o_.beta1) * unit, o_.rate * warmth);
-      m.project(buffer_.at(name), price_);
+      buffer->second.sub_(direction(name, g->second * unit, o_.beta1) * unit, o_.rate * warmth);
+      m.project(o_.share < 1 ? moved_share(m, buffer->second, i) : buffer->second, price_);
     });
+    const at::NoGradGuard no_grad;
     for (auto& [name, v] : vectors_)
       if (const auto g = gradients.find(name); g != gradients.end())
         v.sub_(direction(name, g->second, 0.9), o_.vector_rate * warmth);
@@ -260,10 +293,9 @@ class Distiller {
   /// Codes and continuous numbers: what the nodes are made of.
   void each_value(const std::string& prefix, const std::function<void(const std::string& name, Tensor& value)>& see) {
     for (auto& [name, m] : matrices_) {
-      Tensor codes = m->codes();
-      see(prefix + name, codes);
+      if (Tensor codes = m->codes(); codes.defined()) see(prefix + name, codes);
       int i = 0;
-      for (Tensor& c : m->continuous()) see(fmt::format("{}{}.{}", prefix, name, i++), c);
+      for (Continuous& c : m->continuous()) see(fmt::format("{}{}.{}", prefix, name, i++), c.value);
     }
     for (auto& [name, v] : vectors_) see(prefix + name, v);
   }
@@ -281,7 +313,7 @@ class Distiller {
 
   /// KL on the validation tokens.
   double judge() {
-    for (const auto& [name, m] : matrices_) student_.set(name, m->values().detach());
+    for (const auto& [name, value] : values()) student_.set(name, value.detach());
     for (const auto& [name, v] : vectors_) {
       const NodePtr node = stored(*source_.find(name), v);
       Tensor value = at::empty_like(v, at::kCPU).detach();
@@ -303,9 +335,9 @@ class Distiller {
     const at::NoGradGuard no_grad;
     NodeMap now = nodes();
     for (int round = 0; o_.size && o_.size(now) > o_.budget; ++round) {
-      if (round == 40) return;  // this one is no candidate
+      if (round == 40 || buffer_.empty() || !(aim_ > 0)) return;  // no candidate: only priced codes can get smaller
       price_ = std::max(price_, 0.01) * 1.1;
-      for (const auto& [name, m] : matrices_) m->project(buffer_.at(name), price_);
+      for (auto& [name, buffer] : buffer_) matrices_.at(name)->project(buffer, price_);
       now = nodes();
     }
     const double kl = judge();
@@ -324,8 +356,9 @@ class Distiller {
     hasher.add(source_.content_hash());
     for (const Tensor& t : {train_, validation_})
       hasher.add(std::as_bytes(std::span(t.const_data_ptr<int64_t>(), static_cast<size_t>(t.numel()))));
-    hasher.add(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", o_.steps, o_.batch, o_.rate, o_.vector_rate, o_.price,
-                           o_.beta1, o_.beta2, o_.looks, o_.seed, o_.device.str(), o_.budget));
+    hasher.add(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", o_.steps, o_.batch, o_.rate, o_.share,
+                           o_.random_share, o_.vector_rate, o_.price, o_.beta1, o_.beta2, o_.looks, o_.seed,
+                           o_.device.str(), o_.budget));
     return hasher.hex();
   }
 

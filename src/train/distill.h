@@ -5,8 +5,9 @@
 //   P     continuous numbers (norms, biases, what a representation names): Adam
 //   V     a buffer B beside each matrix W = decode(codes):  B -= rate * unit * Adam(G * unit),  G = dL / dW, then
 //         codes = argmin 1/2 ((B - value) / unit)^2 + price * bits(code)
-//         The buffer is the straight-through accumulator of the paper (its delta decay = 0): steps far smaller than a
-//         code's distance add up until the code flips.
+//         for the `share` of the groups of codes in which B is furthest from W (the paper's subspace; 1 = all of them,
+//         plain straight-through). The buffer is the straight-through accumulator of the paper (its delta decay = 0):
+//         steps far smaller than a code's distance add up until the code flips.
 // The price of a bit follows the size: it rises while the codes take more bits than at the beginning and falls while
 // they take less, so a file of entropy-coded codes does not grow.
 //
@@ -28,9 +29,11 @@ namespace pith {
 
 struct DistillOptions {
   int64_t steps = 200, batch = 16;  ///< sequences a step
-  double rate = 0.02;               ///< of codes: steps of the grid that a weight moves at most in one step of training
-  double vector_rate = 1e-3;        ///< of continuous numbers
-  double price = 0.06;              ///< of a bit at the beginning, in squared steps of the grid
+  double rate = 0.02;         ///< of codes: at most so many steps of the grid in one step of training; 0: codes stay
+  double share = 1;           ///< of a matrix's groups of codes: those that may change in one step
+  bool random_share = false;  ///< which ones: drawn by lot instead of the furthest from the buffer (to compare)
+  double vector_rate = 1e-3;  ///< of continuous numbers
+  double price = 0.06;        ///< of a bit at the beginning, in squared steps of the grid
   double beta1 = 0.9, beta2 = 0.95;
   int64_t looks = 10;  ///< times that the model is judged on the validation tokens
   uint64_t seed = 0;

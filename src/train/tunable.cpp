@@ -9,8 +9,27 @@
 #include "represent/codes.h"
 #include "represent/grid.h"
 #include "tensor/parallel.h"
+#include "train/tunable_kinds.h"
 
 namespace pith {
+
+Tensor as_stored(const Tensor& x, DType type) {
+  if (type == DType::f32) return x;
+  const at::ScalarType narrow = type == DType::bf16 ? at::kBFloat16 : at::kHalf;
+  return x + (x.detach().to(narrow).to(at::kFloat) - x.detach());
+}
+
+Tensor tensor_of(const FloatArray& values, at::IntArrayRef shape, at::Device device) {
+  const Tensor read = at::empty(shape);
+  values.read(0, values.size(), read.data_ptr<float>());
+  return read.to(device);
+}
+
+Tensor over_columns(const Tensor& x, int64_t group, int64_t cols) {
+  const int64_t rows = x.size(0), groups = x.size(1);
+  return x.unsqueeze(2).expand({rows, groups, group}).reshape({rows, groups * group}).narrow(1, 0, cols);
+}
+
 namespace {
 
 Tensor as_tensor(const std::vector<int8_t>& values) {
@@ -83,8 +102,7 @@ class TunableEcGrid final : public Tunable {
   Tensor codes_, step_, row_class_, col_class_, price_;
 };
 
-/// x as fp16 holds it; the gradient goes through.
-Tensor as_half(const Tensor& x) { return x + (x.detach().to(at::kHalf).to(at::kFloat) - x.detach()); }
+Tensor as_half(const Tensor& x) { return as_stored(x, DType::f16); }
 
 /// One of ggml's block types: codes, d and dmin of each block move, the scales and minima of its sub-blocks stay.
 class TunableBlocks final : public Tunable {
@@ -122,8 +140,10 @@ class TunableBlocks final : public Tunable {
     const Tensor x = (as_half(d_) * scales_).unsqueeze(-1) * in_blocks(level);
     return (has_min() ? x - (as_half(dmin_) * mins_).unsqueeze(-1) : x).view_as(codes_);
   }
-  std::vector<Tensor> continuous() const override {
-    return has_min() ? std::vector<Tensor>{d_, dmin_} : std::vector<Tensor>{d_};
+  std::vector<Continuous> continuous() const override {
+    std::vector<Continuous> all{{d_, d_.detach().abs()}};
+    if (has_min()) all.push_back({dmin_, dmin_.detach().abs()});
+    return all;
   }
   Tensor unit() const override {
     const double apart = shape_.table ? (iq4_levels[15] - iq4_levels[0]) / 15.0 : 1.0;
@@ -139,7 +159,6 @@ class TunableBlocks final : public Tunable {
         (shape_.table ? at::bucketize(x, middles_).to(at::kFloat) : x.round().clamp_(shape_.code_low, shape_.code_high))
             .view_as(codes_));
   }
-  double bits() const override { return 0; }
   Tensor codes() const override { return codes_; }
 
   NodePtr node() const override {
@@ -203,7 +222,9 @@ std::unique_ptr<Tunable> tunable(const Node& node, const CodePrices& prices, at:
   if (const Grid* grid = row_col_grid(node)) return std::make_unique<TunableEcGrid>(*grid, prices, device);
   if (node.kind() == "blocks" && block_shape(static_cast<const Blocks&>(node).type()) != nullptr)
     return std::make_unique<TunableBlocks>(static_cast<const Blocks&>(node), device);
-  return nullptr;
+  for (auto kind : {tunable_grid, tunable_codebook, tunable_low_rank})
+    if (auto found = kind(node, device)) return found;
+  return tunable_sum(node, prices, device);
 }
 
 }  // namespace pith

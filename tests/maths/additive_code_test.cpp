@@ -115,5 +115,34 @@ TEST(AdditiveCode, SameBitsForAnyThreads) {
   EXPECT_TRUE(at::equal(found[0].scales, found[1].scales));
 }
 
+TEST(AdditiveCode, NearestCodesAreBruteForceWithAWideBeamAndNeverWorseThanBefore) {
+  at::Generator g = generator(3);
+  const Tensor x = at::randn({50, 4}, g, at::kFloat), books = at::randn({3, 6, 4}, g, at::kFloat);
+  const Tensor start = at::randint(0, 6, {50, 3}, g, at::kLong);
+  const auto distance = [&](const Tensor& codes) {
+    Tensor left = x;
+    for (int64_t m = 0; m < 3; ++m) left = left - books[m].index_select(0, codes.select(1, m));
+    return left.square().sum(1);
+  };
+  const Tensor present = distance(start), wide = distance(nearest_codes(x, books, start, 36));
+  Tensor best = at::full({50}, INFINITY, at::kFloat);
+  for (int64_t i = 0; i < 6; ++i)
+    for (int64_t j = 0; j < 6; ++j)
+      for (int64_t k = 0; k < 6; ++k)
+        best = at::minimum(best, (x - books[0][i] - books[1][j] - books[2][k]).square().sum(1));
+  EXPECT_LT((wide - best).abs().max().item<float>(), 1e-5f);
+  double before = INFINITY;
+  for (const int64_t beam : {1, 4, 36}) {
+    const Tensor found = distance(nearest_codes(x, books, start, beam));
+    EXPECT_TRUE(found.le(present).all().item<bool>());
+    const double sum = found.sum().item<double>();
+    EXPECT_LE(sum, before * (1 + 1e-6));
+    before = sum;
+  }
+  EXPECT_TRUE(nearest_codes(x, books.narrow(0, 0, 1), start.narrow(1, 0, 1), 1)
+                  .squeeze(1)
+                  .equal((x.unsqueeze(1) - books[0]).square().sum(2).argmin(1)));
+}
+
 }  // namespace
 }  // namespace pith

@@ -8,10 +8,14 @@
 
 #include "engine/assemble.h"
 #include "formats/ggml_blocks.h"
+#include "maths/additive_code.h"
+#include "maths/grid_fit.h"
 #include "represent/blocks.h"
 #include "represent/codes.h"
+#include "represent/combine.h"
 #include "represent/dense.h"
 #include "represent/grid.h"
+#include "represent/low_rank.h"
 #include "runtime/model_file.h"
 #include "tensor/device.h"
 #include "train/lm_trainer.h"
@@ -57,6 +61,31 @@ NodePtr ggml(GgmlType type, const Tensor& w) {
 Tensor noise(at::IntArrayRef shape, uint64_t seed) {
   auto generator = at::detail::createCPUGenerator(seed);
   return at::randn(shape, generator, at::kFloat);
+}
+
+NodePtr fixed_grid(const Tensor& w, GridSpec spec) {
+  GridBuilder grid(w.size(0), w.size(1), spec, w.abs().max().item<float>());
+  grid.round_all(w.const_data_ptr<float>());
+  return grid.build();
+}
+
+/// Two books of 16 entries of `length` values, with or without scales of the rows and a basis of half the width.
+NodePtr books(const Tensor& w, int64_t length, bool scaled, bool basis = false) {
+  const int64_t groups = (w.size(1) + length - 1) / length;
+  AdditiveTarget target{at::zeros({w.size(0), groups * length}), at::eye(groups * length)};
+  target.weight.narrow(1, 0, w.size(1)).copy_(w);
+  AdditiveCode code = residual_kmeans(target, length, 2, 16, 10, 1, "test");
+  CodebookParts parts{.cols = w.size(1), .length = length, .books = code.books};
+  parts.codes = at::from_blob(code.codes.data(), {w.size(0), groups * 2}, at::kInt);
+  if (scaled) parts.scales = code.scales;
+  if (basis) parts.books = code.books.narrow(2, 0, length / 2), parts.basis = noise({length / 2, length}, 5);
+  return codebook_node(parts);
+}
+
+NodePtr path_of(int64_t rows, int64_t cols, int64_t rank, double size) {
+  const Tensor u = noise({rows, rank}, 3) * size, v = noise({rank, cols}, 4) * size;
+  return must(LowRank::make(must(Dense::from(DType::f16, rows, rank, values_of(u))),
+                            must(Dense::from(DType::f16, rank, cols, values_of(v)))));
 }
 
 Model model_of(const LmConfig& config, const TensorMap& tensors, const std::function<NodePtr(const Tensor&)>& matrix) {
@@ -112,6 +141,14 @@ TEST(Tunable, SeesTheValuesThatTheNodeStoresAndGivesThemBack) {
        {GgmlType::q4_0, GgmlType::q4_1, GgmlType::q5_0, GgmlType::q5_1, GgmlType::q8_0, GgmlType::iq4_nl,
         GgmlType::q2_k, GgmlType::q3_k, GgmlType::q4_k, GgmlType::q5_k, GgmlType::q6_k})
     nodes.push_back(ggml(type, w));
+  for (const GridSpec& spec :
+       {GridSpec{.bits = 3, .group = 48}, GridSpec{.shape = GridShape::sym, .bits = 2, .group = 0},
+        GridSpec{.shape = GridShape::nf, .bits = 3, .group = 64},
+        GridSpec{.bits = 3, .group = 16, .stat_bits = 4, .stat_group = 4}})
+    nodes.push_back(fixed_grid(w, spec));
+  nodes.push_back(must(Sum::make({fixed_grid(w, {.bits = 3, .group = 48}), ec_grid(w, 0.5f)})));
+  for (const int64_t length : {8, 24}) nodes.push_back(books(w, length, true));
+  nodes.push_back(books(w, 8, false)), nodes.push_back(books(w, 8, true, true));
   for (const NodePtr& node : nodes) {
     Model model;
     model.tensors.push_back({"w", {6, 512}, node});
@@ -127,8 +164,10 @@ TEST(Tunable, SeesTheValuesThatTheNodeStoresAndGivesThemBack) {
     // Values far outside stay within what the type can hold.
     m->project(seen * 1e3, 0.06);
     for (const float v : decode_all(*m->node())) ASSERT_TRUE(std::isfinite(v)) << node->describe();
-    // The distance to a neighbour is what unit() says (IQ4's levels are not evenly spaced).
-    if (node->describe() == "IQ4_NL") continue;
+    // The distance to a neighbour is what unit() says.
+    // (IQ4's and NF's levels are not evenly spaced; sums of entries may be near to one another.)
+    if (node->describe() == "IQ4_NL" || node->describe().find("levels") != std::string::npos || m->group() > 1)
+      continue;
     m->project(seen + 0.2 * m->unit(), 0);
     EXPECT_EQ(decode_all(*m->node()), stored) << node->describe();
   }
@@ -147,6 +186,39 @@ TEST(Tunable, ADearBitMakesCodesSmaller) {
   m->project(target, 0.3);
   EXPECT_LT(priced, free);
   EXPECT_LT(m->bits(), priced);
+}
+
+TEST(Tunable, CodesOfCodebooksMoveTowardsWhatIsAskedForWhereItIsAskedFor) {
+  const Tensor w = noise({20, 64}, 6);
+  const NodePtr node = books(w, 8, true);
+  const auto m = tunable(*node, CodePrices(Model()), at::kCPU);
+  const Tensor before = m->values().detach().clone();
+  Tensor target = before.clone();
+  target.narrow(0, 4, 3).copy_(noise({3, 64}, 7));
+  m->project(target, 0);
+  const Tensor after = m->values().detach();
+  EXPECT_TRUE(after.narrow(0, 0, 4).equal(before.narrow(0, 0, 4)));
+  EXPECT_TRUE(after.narrow(0, 7, 13).equal(before.narrow(0, 7, 13)));
+  const auto off = [&](const Tensor& x) { return (x - target).narrow(0, 4, 3).square().sum().item<double>(); };
+  EXPECT_LT(off(after), 0.6 * off(before));
+}
+
+TEST(Tunable, LowRankPartsMoveBesideAMatrixThatStays) {
+  const Tensor w = noise({12, 64}, 1);
+  // A dense matrix is nothing to tune: it stays, the path beside it moves.
+  const NodePtr dense = must(Dense::from(DType::f16, 12, 64, values_of(w)));
+  const auto m = tunable(*must(Sum::make({dense, path_of(12, 64, 4, 0.3)})), CodePrices(Model()), at::kCPU);
+  ASSERT_NE(m, nullptr);
+  EXPECT_FALSE(m->codes().defined());
+  ASSERT_EQ(m->continuous().size(), 2u);
+  {
+    const at::NoGradGuard no_grad;
+    m->continuous()[0].value.mul_(-2);
+  }
+  const Tensor values = m->values().detach().contiguous();
+  const std::vector<float> stored = decode_all(*m->node());
+  for (size_t i = 0; i < stored.size(); ++i) ASSERT_NEAR(stored[i], values_of(values)[i], 1e-5);
+  EXPECT_EQ(decode_all(*m->node()->children()[0]), decode_all(*dense));
 }
 
 TEST(Tunable, TreesWithoutMovableCodesAreLeftAlone) {
@@ -192,8 +264,68 @@ TEST(Distill, GgmlBlocksAreTunedInTheirOwnType) {
     EXPECT_EQ(d.nodes.at(t.name)->describe(), t.shape.size() == 2 ? "Q4_0" : "fp16");
 }
 
-TEST(Distill, GoesOnFromACheckpointToTheSameModelWithAnyNumberOfThreads) {
-  const Pair p(coarse);
+TEST(Distill, CodebooksAreTunedAndTheirCodesPay) {
+  const Pair p([](const Tensor& w) { return books(w, 4, true); });
+  const auto bytes = [&](const NodeMap& nodes) { return assemble(p.student, source_of(nodes)).bits().total(); };
+  DistillOptions o = quick(30);
+  o.size = bytes, o.budget = bytes({});
+  const Distilled codes = distill(*p.teacher, p.student, p.train, p.validation, o);
+  o.rate = 0;
+  const Distilled fixed = distill(*p.teacher, p.student, p.train, p.validation, o);
+  EXPECT_LT(fixed.after, fixed.before);
+  EXPECT_LT(codes.after, fixed.after);
+  const NodePtr& node = codes.nodes.at("model.layers.0.mlp.up_proj.weight");
+  EXPECT_EQ(node->describe(), p.student.find("model.layers.0.mlp.up_proj.weight")->node->describe());
+  EXPECT_LE(bytes(codes.nodes), o.budget);
+}
+
+TEST(Distill, AShareBoundsTheCodesThatChangeInAStep) {
+  const Pair p([](const Tensor& w) { return books(w, 4, true); });
+  DistillOptions o = quick(4);
+  o.rate = 0.5, o.share = 0.004, o.vector_rate = 0;  // at most one to three groups of a matrix in a step
+  const auto changed = [&](const Distilled& d) {
+    int64_t groups = 0, all = 0;
+    for (const ModelTensor& t : p.student.tensors) {
+      if (t.shape.size() == 1) continue;
+      const std::vector<float> was = decode_all(*t.node), is = decode_all(*d.nodes.at(t.name));
+      for (size_t i = 0; i < was.size(); i += 4, ++all)
+        groups += !std::equal(was.begin() + static_cast<int64_t>(i), was.begin() + static_cast<int64_t>(i) + 4,
+                              is.begin() + static_cast<int64_t>(i));
+    }
+    return static_cast<double>(groups) / static_cast<double>(all);
+  };
+  const Distilled few = distill(*p.teacher, p.student, p.train, p.validation, o);
+  ASSERT_FALSE(few.nodes.empty());
+  EXPECT_GT(changed(few), 0);
+  EXPECT_LT(changed(few), 0.03);
+  o.share = 1;
+  const Distilled all = distill(*p.teacher, p.student, p.train, p.validation, o);
+  ASSERT_FALSE(all.nodes.empty());
+  EXPECT_GT(changed(all), 0.05);
+}
+
+TEST(Distill, WithCodesKeptOnlyTheLowRankPartsMove) {
+  const Pair p([](const Tensor& w) {
+    return must(Sum::make({fixed_grid(w, {.shape = GridShape::nf, .bits = 2, .group = 32, .stat_bits = 4}),
+                           path_of(w.size(0), w.size(1), 2, 1e-3)}));
+  });
+  DistillOptions o = quick(40);
+  o.rate = 0, o.vector_rate = 1e-2;
+  const Distilled d = distill(*p.teacher, p.student, p.train, p.validation, o);
+  EXPECT_LT(d.after, 0.9 * d.before);
+  for (const ModelTensor& t : p.student.tensors) {
+    if (t.shape.size() == 1) continue;
+    const auto& was = static_cast<const Sum&>(*t.node);
+    const auto& is = static_cast<const Sum&>(*d.nodes.at(t.name));
+    EXPECT_EQ(decode_all(*is.terms()[0]), decode_all(*was.terms()[0])) << t.name;
+    EXPECT_NE(decode_all(*is.terms()[1]), decode_all(*was.terms()[1])) << t.name;
+  }
+}
+
+class Resumed : public ::testing::TestWithParam<NodePtr (*)(const Tensor&)> {};
+
+TEST_P(Resumed, GoesOnFromACheckpointToTheSameModelWithAnyNumberOfThreads) {
+  const Pair p(GetParam());
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
   const Distilled whole = distill(*p.teacher, p.student, p.train, p.validation, quick(20));
@@ -216,6 +348,14 @@ TEST(Distill, GoesOnFromACheckpointToTheSameModelWithAnyNumberOfThreads) {
   o.seed = 9;  // another run
   EXPECT_THROW(distill(*p.teacher, p.student, p.train, p.validation, DistillOptions(o)), Failure);
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Distill, Resumed,
+    ::testing::Values(
+        +coarse, +[](const Tensor& w) { return books(w, 4, true); },
+        +[](const Tensor& w) {
+          return must(Sum::make({fixed_grid(w, {.bits = 2, .group = 16}), path_of(w.size(0), w.size(1), 2, 0.05)}));
+        }));
 
 TEST(Distill, StopsAndKeepsTheBestWhenItDiverges) {
   const Pair p(coarse);

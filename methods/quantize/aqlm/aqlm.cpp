@@ -15,8 +15,9 @@
 //
 // Differs from the paper: with codes fixed the loss is a square in the books, so they are found by conjugate gradients,
 // and each scale in closed form, instead of 100 steps of Adam; the beam spans the books of one group, not several
-// groups; no step may raise the loss, and the best is kept. What the paper does after that, tuning a block and then the
-// whole model to the float one, is not in it: this is the part that looks at one matrix at a time.
+// groups; no step may raise the loss, and the best is kept. What the paper does after that is `--tune` (or `pith
+// tune`): entries, scales, norms and, by PV-Tuning, codes of the whole model at once (train/distill.h) instead of block
+// after block.
 #include "runtime/method.h"
 
 namespace pith {
@@ -43,8 +44,8 @@ const Method& aqlm_method() {
       .name = "aqlm",
       .family = "quantize",
       .title =
-          "Sums of codebook entries for groups of weights, fitted to each layer's output (the model as a whole is not "
-          "tuned)",
+          "Sums of codebook entries for groups of weights, fitted to each layer's output; --tune goes on to the whole "
+          "model",
       .paper =
           "Egiazarian, Panferov, Kuznedelev, Frantar, Babenko, Alistarh: Extreme Compression of Large Language Models "
           "via "

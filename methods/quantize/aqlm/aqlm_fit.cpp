@@ -1,10 +1,7 @@
 #include <algorithm>
-#include <bit>
 
 #include "engine/fit.h"
 #include "maths/additive_code.h"
-#include "represent/codebook.h"
-#include "represent/combine.h"
 
 namespace pith {
 namespace {
@@ -28,23 +25,6 @@ AdditiveTarget target_of(const FitJob& job, const Options& options, int64_t widt
   return target;
 }
 
-NodePtr node_of(const AdditiveCode& code, int64_t cols) {
-  const int64_t books = code.books_count(), entries = code.entries();
-  const int first = Codebook::first_code(entries);
-  std::vector<int16_t> codes(code.codes.size());
-  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<int16_t>(code.codes[i] + first);
-  const auto width = std::max(1u, static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(entries - 1))));
-  const Tensor books_values = code.books.contiguous(), scales = code.scales.contiguous();
-  const NodePtr book = must(Codebook::make(
-      cols, books, entries, code.width, must(PackedCodes::pack(code.rows, code.groups * books, width, first, codes)),
-      must(FloatArray::from(
-          DType::f16, {books_values.const_data_ptr<float>(), static_cast<size_t>(books_values.numel())}, "books"))));
-  return must(
-      Scaled::make(book, Axis::rows,
-                   must(FloatArray::from(code.half_scales ? DType::f16 : DType::f32,
-                                         {scales.const_data_ptr<float>(), static_cast<size_t>(code.rows)}, "scales"))));
-}
-
 NodePtr run(const FitJob& job, const Options& options) {
   const at::NoGradGuard no_grad;
   const int64_t cols = job.weight.defined() && job.weight.dim() == 2 ? job.weight.size(1) : 1;
@@ -66,7 +46,13 @@ NodePtr run(const FitJob& job, const Options& options) {
     code = std::move(next), loss = found;
     if (enough) break;
   }
-  return node_of(code, cols);
+  const Tensor codes = at::from_blob(code.codes.data(), {code.rows, code.groups * code.books_count()}, at::kInt);
+  return codebook_node({.cols = cols,
+                        .length = width,
+                        .codes = codes,
+                        .books = code.books,
+                        .scales = code.scales,
+                        .scales_type = code.half_scales ? DType::f16 : DType::f32});
 }
 
 }  // namespace

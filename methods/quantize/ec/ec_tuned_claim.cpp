@@ -4,12 +4,7 @@
 // they are in every arm.
 #include <fmt/format.h>
 
-#include <algorithm>
-
-#include "engine/assemble.h"
 #include "engine/claim_lm.h"
-#include "runtime/model_file.h"
-#include "train/distill.h"
 
 namespace pith {
 namespace {
@@ -31,12 +26,10 @@ ClaimResult run(const ClaimRun& request) {
     const auto statistics = lm.statistics(text.narrow(0, 0, fitted).contiguous(), fitted, seed);
     const NodeMap plain =
         fit_alone(lm, statistics.get(), [](const FitJob& job) { return fit_spec("ec:step=0.0014", job); });
-    const auto with = [&](const NodeMap& nodes) { return assemble(lm.model(), source_of(nodes)); };
-    const auto bytes = [&](const NodeMap& nodes) { return must(pith_model_bytes(with(nodes))); };
-    const uint64_t budget = bytes(plain);
+    const uint64_t budget = file_bytes(lm, plain);
     const auto measure = [&](const std::string& arm, const NodeMap& nodes) {
       const ClaimLm::Loss loss = lm.loss(nodes);
-      const uint64_t size = bytes(nodes);
+      const uint64_t size = file_bytes(lm, nodes);
       result.rows.push_back({arm, "file bytes", seed, static_cast<double>(size)});
       result.rows.push_back({arm, "kl", seed, loss.kl});
       result.rows.push_back({arm, "ppl", seed, loss.ppl});
@@ -44,22 +37,12 @@ ClaimResult run(const ClaimRun& request) {
       if (size > budget) result.holds = false;
       return loss.kl;
     };
-    const Model student = with(plain);
     const auto tuned = [&](double rate, int64_t steps) {
       DistillOptions options;
       options.steps = steps, options.batch = request.quick ? 4 : 8, options.looks = 3;
       options.rate = rate;
       options.seed = seed;
-      const auto all = [&](const NodeMap& nodes) {
-        NodeMap both = plain;
-        for (const auto& [name, node] : nodes) both[name] = node;
-        return both;
-      };
-      options.size = [&](const NodeMap& nodes) { return bytes(all(nodes)); };
-      options.budget = budget;
-      return all(distill(lm.weights(), student, text.narrow(0, 0, taught).contiguous(),
-                         text.narrow(0, taught, judges).contiguous(), options, lm.progress())
-                     .nodes);
+      return tune_blocks(lm, plain, text, judges, options).nodes;
     };
     const double before = measure("ec", plain);
     const double after = measure("ec, tuned", tuned(0.03, request.quick ? 6 : 128));

@@ -54,6 +54,8 @@ void CompressOptions::add_to(CLI::App& app, const Method* method) {
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 24))
       ->type_name("STEPS");
+  app.add_flag("!--keep-codes", request.tune_codes,
+               "Tuning leaves all codes as they are: scales, codebooks, low-rank parts and norms move");
   app.add_option("--tune-batch", request.tune_batch, "Sequences of calibration text in a step of tuning")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 16))
