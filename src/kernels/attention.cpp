@@ -39,6 +39,31 @@ static void visible(const AttentionQueries& q, int32_t p, const int32_t* positio
   }
 }
 
+// Scores to exp(score - top), with what was summed so far brought to the new top.
+static void weigh(const Ops& ops, const AttentionQueries& q, const int32_t* positions, int64_t count, float* scores,
+                  AttentionState state) {
+  for (int64_t i = 0; i < q.count; ++i) {
+    float* s = scores + i * kAttentionTile;
+    int64_t first = 0, last = 0;
+    visible(q, q.position[i], positions, count, first, last);
+    if (first >= last) {
+      std::fill_n(s, kAttentionTile, 0.0f);
+      continue;
+    }
+    if (q.softcap > 0) ops.softcap(s + first, last - first, q.softcap);
+    const float top = std::max(state.top[i], ops.max(s + first, last - first));
+    if (state.top[i] != top) {
+      const float shrink = state.top[i] == kNone ? 0.0f : std::exp(state.top[i] - top);
+      state.sum[i] *= shrink;
+      ops.scale(state.out + i * q.value_dim, q.value_dim, shrink);
+      state.top[i] = top;
+    }
+    state.sum[i] += ops.exp_sum(s + first, last - first, top);
+    std::fill(s, s + first, 0.0f);
+    std::fill(s + last, s + kAttentionTile, 0.0f);
+  }
+}
+
 void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys, const float* values,
                     const int32_t* positions, int64_t count, float* scratch, AttentionState state) {
   const int64_t dim = q.dim, width = q.value_dim, tile = kAttentionTile;
@@ -76,26 +101,7 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
       ops.gemm_f32(q.q, dim, q.count, panel, kTileRows, dim, scores + b, tile, false);
     }
   }
-  for (int64_t i = 0; i < q.count; ++i) {
-    float* s = scores + i * tile;
-    int64_t first = 0, last = 0;
-    visible(q, q.position[i], positions, count, first, last);
-    if (first >= last) {
-      std::fill_n(s, tile, 0.0f);
-      continue;
-    }
-    if (q.softcap > 0) ops.softcap(s + first, last - first, q.softcap);
-    const float top = std::max(state.top[i], ops.max(s + first, last - first));
-    if (state.top[i] != top) {
-      const float shrink = state.top[i] == kNone ? 0.0f : std::exp(state.top[i] - top);
-      state.sum[i] *= shrink;
-      ops.scale(state.out + i * width, width, shrink);
-      state.top[i] = top;
-    }
-    state.sum[i] += ops.exp_sum(s + first, last - first, top);
-    std::fill(s, s + first, 0.0f);
-    std::fill(s + last, s + tile, 0.0f);
-  }
+  weigh(ops, q, positions, count, scores, state);
   if (bf16) {
     const int64_t padded = (count + 31) / 32 * 32;
     for (int64_t i = 0; i < q.count; ++i) ops.f32_to_bf16(scores + i * tile, padded, chances + i * tile);
@@ -121,6 +127,35 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
       const float p = scores[i * tile + j];
       if (p != 0) ops.axpy(p, values + j * width + whole, width - whole, state.out + i * width + whole);
     }
+  }
+}
+
+void attention_tile_coded(const Ops& ops, const KvRowOps& rows, const AttentionQueries& q, const KvRows& keys,
+                          const KvRows& values, int64_t i0, const int32_t* positions, int64_t count, float* scratch,
+                          float* tile, AttentionState state) {
+  static_assert(kAttentionTile == kKvTile);
+  if (q.count <= kKvFewQueries && !values.grid.by_channel) {
+    rows.dot(keys, i0, count, q.q, q.count, scratch, kAttentionTile);
+    weigh(ops, q, positions, count, scratch, state);
+    rows.axpy(values, i0, count, scratch, kAttentionTile, q.count, state.out);
+    return;
+  }
+  float* wide = tile + kAttentionTile * q.dim;
+  rows.decode(keys, i0, i0 + count, tile);
+  rows.decode(values, i0, i0 + count, wide);
+  attention_tile(ops, q, tile, wide, positions, count, scratch, state);
+}
+
+void attention_merge(const Ops& ops, const AttentionQueries& q, AttentionState from, AttentionState into) {
+  for (int64_t i = 0; i < q.count; ++i) {
+    if (from.top[i] == kNone) continue;
+    float *out = into.out + i * q.value_dim, *more = from.out + i * q.value_dim;
+    const float top = std::max(from.top[i], into.top[i]);
+    const float keep = into.top[i] == kNone ? 0.0f : std::exp(into.top[i] - top), add = std::exp(from.top[i] - top);
+    ops.scale(out, q.value_dim, keep);
+    ops.axpy(add, more, q.value_dim, out);
+    into.sum[i] = into.sum[i] * keep + from.sum[i] * add;
+    into.top[i] = top;
   }
 }
 

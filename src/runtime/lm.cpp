@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <string>
 
@@ -111,6 +112,7 @@ struct Lm::Impl {
   LmConfig config;
   LmOptions options;
   const Ops* ops = nullptr;
+  const KvRowOps* row_ops = nullptr;
   LinearPtr embedding, head;  ///< head is null when tied
   std::vector<float> final_norm;
   std::vector<Block> blocks;    ///< none when streamed
@@ -135,7 +137,7 @@ struct Lm::Impl {
   void multiply(std::span<const Layer* const> layers, const float* x, int64_t n, std::span<float* const> ys,
                 ThreadPool& pool) const;
   void norm(const std::vector<float>& gain, const float* x, int64_t n, float* out, ThreadPool& pool) const;
-  void attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out, ThreadPool& pool) const;
+  void attention(int64_t layer, const Work& w, int64_t n, KvStore& kv, float* out, ThreadPool& pool) const;
   void rotate(int64_t layer, const Rotation& turns, int64_t token, float* heads, int64_t count) const;
   void activate(float* gate, const float* up, int64_t n, int64_t width, ThreadPool& pool) const;
   void experts(const Block& b, int64_t layer, const float* h, int64_t n, float* out, ThreadPool& pool) const;
@@ -171,6 +173,7 @@ Result<std::unique_ptr<Lm>> Lm::load(const Model& model, const LmOptions& option
   const LmConfig& c = m.config = model.config;
   m.options = options;
   m.ops = &ops(options.isa.value_or(default_isa()));
+  m.row_ops = &kv_row_ops(options.isa.value_or(default_isa()));
   m.frequencies = rope_frequencies(c, c.rope_theta, true);
   m.local_frequencies =
       rope_frequencies(c, c.rope_theta_local > 0 ? c.rope_theta_local : c.rope_theta, c.rope_theta_local <= 0);
@@ -339,60 +342,139 @@ void Lm::Impl::activate(float* gate, const float* up, int64_t n, int64_t width, 
   each_row(pool, n, [&](int64_t i) { act(gate + i * width, up + i * width, width); });
 }
 
+// What the queries of one task paid attention to: the weights of each tile as attention_tile leaves them, brought to
+// one scale when all tiles are known.
+class AttentionNotes {
+ public:
+  void begin(int64_t rows) {
+    rows_ = rows;
+    first_.clear(), weights_.clear(), tops_.clear();
+  }
+  /// After a tile of entries [entry, entry + kAttentionTile).
+  void tile(int64_t entry, const float* weights, const float* tops) {
+    first_.push_back(entry);
+    weights_.insert(weights_.end(), weights, weights + rows_ * kAttentionTile);
+    tops_.insert(tops_.end(), tops, tops + rows_);
+  }
+  /// Adds the mean over a group of `group` rows to the sums; `recent` of rows [recent_row, rows) only.
+  void end(const Ops& ops, const AttentionState& state, int64_t group, int64_t entries, bool all, int64_t recent_row,
+           std::vector<float>& mass, std::vector<float>& recent) const {
+    if (all) mass.assign(static_cast<size_t>(entries), 0.0f);
+    if (recent_row < rows_) recent.assign(static_cast<size_t>(entries), 0.0f);
+    for (size_t t = 0; t < first_.size(); ++t) {
+      const int64_t count = std::min(kAttentionTile, entries - first_[t]);
+      for (int64_t i = all ? 0 : recent_row; i < rows_; ++i) {
+        const size_t row = t * static_cast<size_t>(rows_) + static_cast<size_t>(i);
+        if (!(state.sum[i] > 0) || tops_[row] == -std::numeric_limits<float>::infinity()) continue;
+        const float share = std::exp(tops_[row] - state.top[i]) / (state.sum[i] * static_cast<float>(group));
+        const float* weights = weights_.data() + row * kAttentionTile;
+        if (all) ops.axpy(share, weights, count, mass.data() + first_[t]);
+        if (i >= recent_row) ops.axpy(share, weights, count, recent.data() + first_[t]);
+      }
+    }
+  }
+
+ private:
+  int64_t rows_ = 0;
+  std::vector<int64_t> first_;
+  std::vector<float> weights_, tops_;
+};
+
 // One task is a KV head and a few tokens: all query heads that share the KV head attend together.
-void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore& kv, float* out,
-                         ThreadPool& pool) const {
+void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, KvStore& kv, float* out, ThreadPool& pool) const {
   const int64_t dim = config.key_dim(layer), width = config.value_dim(layer), group = config.heads / config.kv_heads;
   const int64_t tokens = std::max<int64_t>(1, 96 / group), blocks = (n + tokens - 1) / tokens;
   const auto scale = static_cast<float>(
       config.attention_scale > 0 ? config.attention_scale : 1 / std::sqrt(static_cast<double>(config.head_dim)));
   const int64_t past = kv.length();
+  const KvWatch& watch = kv.watched();
+  const bool noting = watch.mass || past + n > watch.recent_from;
+  std::vector<std::vector<float>> mass(static_cast<size_t>(noting ? config.kv_heads * blocks : 0)), recent(mass.size());
   const auto task = [&](int64_t id) {
     const int64_t head = id / blocks, t0 = id % blocks * tokens, count = std::min(tokens, n - t0), rows = count * group;
     float* scratch = thread_scratch(0, static_cast<size_t>(attention_scratch(rows, dim)));
     float* tile = thread_scratch(1, static_cast<size_t>(kAttentionTile * (dim + width)));
-    const int64_t padded = (rows + 15) / 16 * 16;
-    float* own = thread_scratch(2, static_cast<size_t>(padded * (dim + width + dim / 2 + 4)));
-    float *q = own, *behind = q + padded * (dim + width);
-    AttentionState state{q + padded * dim, behind, behind + padded};
-    auto* position = reinterpret_cast<int32_t*>(behind + 2 * padded);
-    auto* narrow = reinterpret_cast<uint16_t*>(behind + 3 * padded);
+    const int64_t padded = (rows + 15) / 16 * 16, room = padded * (dim + width + dim / 2 + 4);
+    const auto segments = kv.segments(layer, head);
+    // Rotated segments are attended by rotated queries, with sums of their own that are turned back at the end.
+    const bool turned = std::any_of(segments.begin(), segments.end(), [](const KvSegment* s) { return s->rotated(); });
+    float* own = thread_scratch(2, static_cast<size_t>(turned ? 2 * room : room));
+    auto* position = reinterpret_cast<int32_t*>(own + padded * (dim + width) + 2 * padded);
+    const auto prepare = [&](float* q, AttentionQueries& queries, AttentionState& state) {
+      float* behind = q + padded * (dim + width);
+      auto* narrow = reinterpret_cast<uint16_t*>(behind + 3 * padded);
+      state = {q + padded * dim, behind, behind + padded};
+      queries = {q,
+                 position,
+                 rows,
+                 dim,
+                 width,
+                 static_cast<float>(config.attention_softcap),
+                 config.slides(layer) ? config.sliding_window : 0,
+                 nullptr};
+      if (options.precision == Precision::fast && attention_takes_bf16(*ops, rows, dim, width)) {
+        ops->f32_to_bf16(q, rows * dim, narrow);
+        std::fill(narrow + rows * dim, narrow + padded * dim, static_cast<uint16_t>(0));
+        queries.bf16 = narrow;
+      }
+      attention_begin(queries, state);
+    };
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t g = 0; g < group; ++g) {
         const int64_t row = t * group + g;
-        std::copy_n(w.q.data() + ((t0 + t) * config.heads + head * group + g) * dim, dim, q + row * dim);
-        ops->scale(q + row * dim, dim, scale);
+        std::copy_n(w.q.data() + ((t0 + t) * config.heads + head * group + g) * dim, dim, own + row * dim);
+        ops->scale(own + row * dim, dim, scale);
         position[row] = static_cast<int32_t>(past + t0 + t);
       }
     }
-    AttentionQueries queries{q,
-                             position,
-                             rows,
-                             dim,
-                             width,
-                             static_cast<float>(config.attention_softcap),
-                             config.slides(layer) ? config.sliding_window : 0,
-                             nullptr};
-    if (options.precision == Precision::fast && attention_takes_bf16(*ops, rows, dim, width)) {
-      ops->f32_to_bf16(q, rows * dim, narrow);
-      std::fill(narrow + rows * dim, narrow + padded * dim, static_cast<uint16_t>(0));
-      queries.bf16 = narrow;
+    AttentionQueries queries, queries_turned;
+    AttentionState state, state_turned;
+    prepare(own, queries, state);
+    if (turned) {
+      std::copy_n(own, rows * dim, own + room);
+      hadamard_rows(own + room, rows, dim);
+      prepare(own + room, queries_turned, state_turned);
     }
-    attention_begin(queries, state);
-    const int32_t newest = position[rows - 1], oldest = position[0];
-    for (const KvSegment* s : kv.segments(layer, head)) {
-      const auto positions = s->positions();
+    const int64_t newest = position[rows - 1], oldest = position[0];
+    const bool note = watch.mass || newest >= watch.recent_from;
+    thread_local AttentionNotes notes;
+    if (note) notes.begin(rows);
+    int64_t before = 0;
+    for (const KvSegment* s : segments) {
+      const KvPositions& at = s->positions();
       const float *keys = nullptr, *values = nullptr;
       const bool plain = s->plain(&keys, &values);
+      KvRows key_codes, value_codes;
+      const bool coded = !plain && s->coded(&key_codes, &value_codes);
+      const AttentionQueries& asking = s->rotated() ? queries_turned : queries;
+      const AttentionState& into = s->rotated() ? state_turned : state;
+      int32_t positions[kAttentionTile];
       for (int64_t i = 0; i < s->size(); i += kAttentionTile) {
         const int64_t end = std::min(s->size(), i + kAttentionTile);
-        if (positions[static_cast<size_t>(i)] > newest) break;
-        if (queries.window > 0 && positions[static_cast<size_t>(end - 1)] <= oldest - queries.window) continue;
-        if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
-        attention_tile(*ops, queries, plain ? keys + i * dim : tile,
-                       plain ? values + i * width : tile + kAttentionTile * dim, positions.data() + i, end - i, scratch,
-                       state);
+        if (at[i] > newest) break;
+        if (queries.window > 0 && at[end - 1] <= oldest - queries.window) continue;
+        at.copy(i, end, positions);
+        if (coded) {
+          attention_tile_coded(*ops, *row_ops, asking, key_codes, value_codes, i, positions, end - i, scratch, tile,
+                               into);
+        } else {
+          if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
+          attention_tile(*ops, asking, plain ? keys + i * dim : tile,
+                         plain ? values + i * width : tile + kAttentionTile * dim, positions, end - i, scratch, into);
+        }
+        if (note) notes.tile(before + i, scratch, into.top);
       }
+      before += s->size();
+    }
+    if (turned) {
+      hadamard_rows(state_turned.out, rows, width);
+      attention_merge(*ops, queries, state_turned, state);
+    }
+    if (note) {
+      int64_t recent_row = 0;
+      while (recent_row < rows && position[recent_row] < watch.recent_from) ++recent_row;
+      notes.end(*ops, state, group, before, watch.mass, recent_row, mass[static_cast<size_t>(id)],
+                recent[static_cast<size_t>(id)]);
     }
     attention_end(*ops, queries, state);
     for (int64_t t = 0; t < count; ++t) {
@@ -400,6 +482,9 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, const KvStore&
     }
   };
   pool.parallel_for(config.kv_heads * blocks, task);
+  for (size_t id = 0; id < mass.size(); ++id) {
+    kv.note(layer, static_cast<int64_t>(id) / blocks, mass[id], recent[id]);  // in order: the same for any threads
+  }
 }
 
 // Each token goes to its experts_per_token most probable experts; each expert sees its tokens as one batch.
@@ -559,6 +644,24 @@ Status Lm::states(std::span<const int32_t> tokens, KvStore& kv, size_t last, std
     }
   }
   return {};
+}
+
+void Lm::unturn(int64_t layer, int64_t head, int32_t position, float* key) const {
+  const Impl& m = *impl_;
+  const LmConfig& c = m.config;
+  if (!c.has_rope(layer)) return;
+  const auto& frequencies = c.slides(layer) && c.rope_theta_local > 0 ? m.local_frequencies : m.frequencies;
+  const auto* pairs = c.rope_pairs(layer);
+  const int64_t half = c.key_dim(layer) / 2;
+  for (int64_t j = 0; j < half; ++j) {
+    const auto pair =
+        static_cast<size_t>(pairs != nullptr ? (*pairs)[static_cast<size_t>(head)][static_cast<size_t>(j)] : j);
+    const double angle = static_cast<double>(position) * frequencies[pair];
+    const auto cosine = static_cast<float>(std::cos(angle)), sine = static_cast<float>(std::sin(angle));
+    const float a = key[j], b = key[half + j];
+    key[j] = a * cosine + b * sine;
+    key[half + j] = b * cosine - a * sine;
+  }
 }
 
 void Lm::logits(std::span<const float> states, std::vector<float>& out, ThreadPool& pool) const {

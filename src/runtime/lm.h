@@ -41,6 +41,8 @@ class Lm {
   /// Bytes of memory that the weights take; the KV store counts its own, and streamed blocks are left out.
   uint64_t ram_bytes() const;
   KvStore new_kv() const;
+  /// Takes the rotary position out of a stored key of one KV head, in place.
+  void unturn(int64_t layer, int64_t head, int32_t position, float* key) const;
 
   enum class Logits : uint8_t { last, all };
   /// Runs `tokens`, which follow what `kv` holds, and appends them to it. `logits` receives [1 or n, vocab].
