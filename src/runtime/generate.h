@@ -16,6 +16,7 @@
 
 namespace pith {
 
+class KvDriver;   // runtime/cache.h
 class Tokenizer;  // runtime/tokenizer.h
 
 struct GenerateOptions {
@@ -23,6 +24,10 @@ struct GenerateOptions {
   int64_t max_tokens = 256;
   int64_t prefill_batch = 512;  ///< tokens of one forward pass while the prompt is read
   std::vector<int32_t> stop;    ///< tokens that end the answer (not part of it)
+  int64_t context = 0;          ///< tokens of prompt and answer together; 0 = the model's
+  KvDriver* cache = nullptr;    ///< makes the cache smaller; null: everything stays
+  /// Called when the prompt has been read and the cache made smaller.
+  std::function<Status(const KvStore& kv)> on_prompt;
 };
 
 struct Generated {

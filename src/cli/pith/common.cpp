@@ -1,6 +1,8 @@
 #include <dirent.h>
 #include <fmt/format.h>
 
+#include <charconv>
+
 #include "base/file.h"
 #include "cli/pith/commands.h"
 
@@ -24,6 +26,16 @@ uint64_t model_file_bytes(const std::string& path) {
   }
   ::closedir(dir);
   return sum;
+}
+
+Result<int64_t> parse_tokens(std::string_view text) {
+  const bool thousands = text.ends_with('k') || text.ends_with('K');
+  const std::string_view digits = text.substr(0, text.size() - (thousands ? 1 : 0));
+  int64_t n = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), n);
+  if (error != std::errc() || end != digits.data() + digits.size() || n < 1 || n > int64_t{1} << 30)
+    return user_error(fmt::format("'{}' is no number of tokens; write 4096, or 4k for 4 x 1024", text));
+  return thousands ? n * 1024 : n;
 }
 
 std::string print_percent(double part, double whole) {
