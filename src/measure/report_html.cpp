@@ -7,12 +7,15 @@
 
 #include "base/file.h"
 #include "base/print.h"
+#include "measure/html.h"
 #include "measure/report.h"
 
 namespace pith {
 
 // Written by cmake/Embed.cmake from src/measure/report/ and Chart.js.
-extern const std::string_view report_style, report_script, report_chart_js;
+extern const std::string_view report_script, report_chart_js;
+
+using namespace html;
 
 namespace {
 
@@ -27,61 +30,6 @@ constexpr KindStyle kKinds[] = {{"embedding", "#7a5cc4"},   {"attention q", "#1f
                                 {"mlp up", "#e07a1f"},      {"mlp down", "#f3ae69"},    {"router", "#c0392b"},
                                 {"head", "#2f9e78"},        {"norm", "#8a93a3"},        {"bias", "#b5bcc8"},
                                 {"other", "#596273"}};
-
-std::string escape(std::string_view text) {
-  std::string out;
-  for (const char c : text) switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      case '\0':
-        break;
-      default:
-        out += c;
-    }
-  return out;
-}
-
-/// JSON that can stand inside <script>: no '<' at all.
-std::string script_json(const Json& json) {
-  std::string out;
-  for (const char c : json.dump(-1, ' ', false, Json::error_handler_t::replace)) {
-    if (c == '<')
-      out += "\\u003c";
-    else
-      out += c;
-  }
-  return out;
-}
-
-std::string number(double v, int digits) {
-  std::string s = fmt::format("{:.{}f}", v, digits);
-  return s;
-}
-
-/// Three significant digits, without exponents where people can do without.
-std::string significant(double v) {
-  if (v == 0) return "0";
-  const double a = std::abs(v);
-  if (a < 1e-4 || a >= 1e6) return fmt::format("{:.1e}", v);
-  const int before_point = static_cast<int>(std::floor(std::log10(a))) + 1;
-  return fmt::format("{:.{}f}", v, std::max(0, 3 - before_point));
-}
-
-/// "−31 %"; a real minus sign.
-std::string change(double before, double after) {
-  const double share = (after / before - 1) * 100;
-  return fmt::format("{}{:.{}f} %", share < 0 ? "−" : "+", std::abs(share), std::abs(share) < 9.95 ? 1 : 0);
-}
 
 struct KindSum {
   std::string name;
@@ -102,50 +50,6 @@ std::vector<KindSum> sum_kinds(const Report& r) {
 }
 
 bool is_matrix_kind(std::string_view kind) { return kind != "norm" && kind != "bias" && kind != "other"; }
-
-std::string tile(std::string_view label, std::string_view value, std::string_view sub, bool main = false) {
-  return fmt::format(
-      "<div class=\"tile{}\"><div class=\"label\">{}</div><div class=\"value\">{}</div><div "
-      "class=\"sub\">{}</div></div>\n",
-      main ? " main" : "", label, value, sub);
-}
-
-std::string card(std::string_view width, std::string_view title, std::string_view hint, std::string_view body) {
-  return fmt::format("<section class=\"card {}\"><h2>{}</h2><p class=\"hint\">{}</p>\n{}</section>\n", width, title,
-                     hint, body);
-}
-
-/// Height 0: as much as its card has to give.
-std::string canvas(std::string_view id, std::string_view label, int height) {
-  if (height == 0)
-    return fmt::format("<div class=\"chart fill\"><canvas id=\"{}\" role=\"img\" aria-label=\"{}\"></canvas></div>\n",
-                       id, label);
-  return fmt::format(
-      "<div class=\"chart\" style=\"height:{}px\"><canvas id=\"{}\" role=\"img\" aria-label=\"{}\"></canvas></div>\n",
-      height, id, label);
-}
-
-using Row = std::vector<std::string>;
-
-/// Columns of `right` (a letter each: 'l' or 'n') tell text from numbers. Cells are HTML already.
-std::string table(const Row& head, const std::vector<Row>& rows, std::string_view kinds) {
-  const auto cell = [&](const char* tag, size_t i, const std::string& text) {
-    return fmt::format("<{}{}>{}</{}>", tag, i < kinds.size() && kinds[i] == 'n' ? " class=\"n\"" : "", text, tag);
-  };
-  std::string out = "<table><thead><tr>";
-  for (size_t i = 0; i < head.size(); ++i) out += cell("th", i, head[i]);
-  out += "</tr></thead><tbody>\n";
-  for (const Row& row : rows) {
-    out += "<tr>";
-    for (size_t i = 0; i < row.size(); ++i) out += cell("td", i, row[i]);
-    out += "</tr>\n";
-  }
-  return out + "</tbody></table>\n";
-}
-
-std::string details(std::string_view summary, std::string_view body) {
-  return fmt::format("<details><summary>{}</summary><div class=\"scroll\">{}</div></details>\n", summary, body);
-}
 
 /// All texts as one: means over all their tokens, so perplexities are geometric means. Empty without texts.
 ReportText all_texts(const Report& r) {
@@ -369,24 +273,17 @@ std::string report_to_html(const Report& r) {
     data["layers"] = bytes;
   }
 
-  std::string out =
-      "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
-      escape(r.title) + "</title>\n<style>\n" + std::string(report_style) +
-      "</style>\n<script>document.documentElement.classList.add('js')</script>\n</head>\n<body>\n<main>\n";
-  out += "<header><p class=\"brand\">Pith report</p><h1>" + escape(r.title) + "</h1>\n<p class=\"lead\">";
+  std::string lead;
   if (r.before.file_bytes > 0)
-    out += fmt::format("<b>{}</b> went from {} to <b>{}</b>", escape(last_part(r.before.name)),
-                       print_size(r.before.file_bytes), print_size(r.after.file_bytes));
+    lead += fmt::format("<b>{}</b> went from {} to <b>{}</b>", escape(last_part(r.before.name)),
+                        print_size(r.before.file_bytes), print_size(r.after.file_bytes));
   else
-    out += "<b>" + escape(last_part(r.after.name)) + "</b>, " + print_size(r.after.file_bytes);
-  if (!r.budget.empty()) out += "; the budget was " + escape(r.budget);
-  out += r.texts.empty()
-             ? "."
-             : ". Every byte is counted, and the loss is measured on text that was not used for calibration.";
-  out += "</p>";
-  if (!r.command.empty()) out += "<pre class=\"command\">$ " + escape(r.command) + "</pre>";
-  out += "</header>\n" + tiles(r) + "<div class=\"grid\">\n";
+    lead += "<b>" + escape(last_part(r.after.name)) + "</b>, " + print_size(r.after.file_bytes);
+  if (!r.budget.empty()) lead += "; the budget was " + escape(r.budget);
+  lead += r.texts.empty()
+              ? "."
+              : ". Every byte is counted, and the loss is measured on text that was not used for calibration.";
+  std::string out = page_begin(r.title) + page_header(r.title, lead, r.command) + tiles(r) + "<div class=\"grid\">\n";
 
   const bool curve = r.curve.size() > 1;
   out += card(curve ? "w5" : "w12", "Before and after", "", comparison(r));
@@ -471,12 +368,8 @@ std::string report_to_html(const Report& r) {
     for (const std::string& note : r.notes) body += "<li>" + escape(note) + "</li>";
     out += card("w12", "Notes", "", body + "</ul>");
   }
-  out += "</div>\n<footer>";
-  std::string foot = "Pith " + r.version;
-  if (!r.machine.empty()) foot += " · " + r.machine;
-  if (!r.date.empty()) foot += " · " + r.date;
-  out += escape(foot) + "</footer>\n</main>\n<script type=\"application/json\" id=\"data\">" + script_json(data) +
-         "</script>\n<script>\n" + std::string(report_chart_js) + "\n</script>\n<script>\n" +
+  out += "</div>\n" + page_footer(r.version, r.machine, r.date) + "<script type=\"application/json\" id=\"data\">" +
+         script_json(data) + "</script>\n<script>\n" + std::string(report_chart_js) + "\n</script>\n<script>\n" +
          std::string(report_script) + "</script>\n</body>\n</html>\n";
   return out;
 }

@@ -136,6 +136,50 @@ TEST_F(PithTest, ADiskThatIsFullLeavesNothing) {
   EXPECT_TRUE(empty);
 }
 
+TEST_F(PithTest, SmallerCaches) {
+  std::string prompt;
+  for (int i = 0; i < 12; ++i) prompt += "the cat ";
+  const auto generate = [&](std::vector<std::string> more) {
+    std::vector<std::string> words{"generate", pith, "-p", prompt, "-n", "8", "--raw", "--progress", "none"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  const Ran dense = run(generate({}));
+  ASSERT_EQ(dense.code, 0) << dense.err;
+  EXPECT_EQ(run(generate({"--cache", "full"})).out, dense.out);
+  EXPECT_EQ(run(generate({"--cache", "h2o:budget=100%"})).out, dense.out);
+  spill(root / "prompt.txt", prompt);
+  EXPECT_EQ(run({"generate", pith, "-p", "@" + (root / "prompt.txt"), "-n", "8", "--raw", "--progress", "none"}).out,
+            dense.out);
+  const std::string saved = root / "prompt.kv";
+  const Ran small = run(generate({"--cache", "snapkv:budget=50%,window=4;q8:window=4", "--save-cache", saved}));
+  ASSERT_EQ(small.code, 0) << small.err;
+  const std::string file = slurp(saved);
+  EXPECT_GT(file.size(), 1000u);
+  EXPECT_EQ(run({"generate", pith, "-p", "the", "-n", "4", "--load-cache", saved, "--progress", "none"}).code, 0);
+  fails(generate({"--save-cache", saved}), 2, "exists already");
+  spill(root / "cut.kv", file.substr(0, file.size() - 9));
+  fails({"generate", pith, "-p", "the", "--load-cache", root / "cut.kv"}, 3, "cut short");
+  spill(root / "other.kv", "PITHXX" + file.substr(6));
+  fails({"generate", pith, "-p", "the", "--load-cache", root / "other.kv"}, 3, "no cache file");
+  fails({"generate", pith, "-p", "the", "--load-cache", root / "none.kv"}, 2, "No such file");
+  fails(generate({"--cache", "snapkw"}), 2, "did you mean 'snapkv'");
+  fails(generate({"--cache", "snapkv:budget=4,window=4"}), 2, "always kept");
+  fails(generate({"--cache", "snapkv:budget=lots"}), 2, "budget 'lots'");
+  fails(generate({"--cache", "q4;q8"}), 2, "how tokens are stored");
+  fails(generate({"--context", "9"}), 2, "--context can hold 9");
+  fails(generate({"--context", "100k"}), 2, "the model can hold");
+  fails(generate({"--context", "few"}), 2, "no number of tokens");
+  fails({"generate", pith, "-p", "@" + (root / "none.txt")}, 2, "No such file");
+  fails({"cache", "evil"}, 2, "'eval'");
+  fails({"cache", "snapkv"}, 2, "--cache snapkv");
+  EXPECT_EQ(run({"cache", "snapkv", "--help"}).code, 0);
+  fails({"cache", "eval", pith}, 2, "--cache");
+  fails({"cache", "eval", pith, "--cache", "q4", "--tasks", "paskey"}, 2, "passkey");
+  fails({"cache", "eval", pith, "--cache", "q4", "--lengths", "many"}, 2, "no number of tokens");
+  fails({"cache", "eval", pith, "--cache", "q4", "-o", root / "out.txt"}, 2, ".html or .json");
+}
+
 TEST_F(PithTest, WrongUse) {
   fails({"inspct", pith}, 2, "did you mean 'inspect'?");
   fails({"inspect"}, 2, "FILE");

@@ -23,6 +23,7 @@ const pith::Command kCommands[] = {
     {"prune", kMake, "Run one pruning method on purpose", nullptr},
     {"tune", kMake, "Tune a compressed model towards its original: less loss in the same bytes", nullptr},
     {"generate", kUse, "Write an answer to a prompt", pith::generate_command},
+    {"cache", kUse, "Measure smaller KV caches: answers, loss and speed against bytes", pith::cache_command},
     {"export", kUse, "Write a model for other programs (GGUF, Hugging Face)", pith::export_command},
     {"inspect", kLook, "Show what a model file holds, tensor by tensor", pith::inspect_command},
     {"verify", kLook, "Check a model file: checksums and all invariants", pith::verify_command},
