@@ -41,7 +41,7 @@ static void visible(const AttentionQueries& q, int32_t p, const int32_t* positio
 
 // Scores to exp(score - top), with what was summed so far brought to the new top.
 static void weigh(const Ops& ops, const AttentionQueries& q, const int32_t* positions, int64_t count, float* scores,
-                  AttentionState state) {
+                  AttentionState state, const float* bias) {
   for (int64_t i = 0; i < q.count; ++i) {
     float* s = scores + i * kAttentionTile;
     int64_t first = 0, last = 0;
@@ -51,6 +51,7 @@ static void weigh(const Ops& ops, const AttentionQueries& q, const int32_t* posi
       continue;
     }
     if (q.softcap > 0) ops.softcap(s + first, last - first, q.softcap);
+    if (bias != nullptr) ops.add(bias + first, last - first, s + first);
     const float top = std::max(state.top[i], ops.max(s + first, last - first));
     if (state.top[i] != top) {
       const float shrink = state.top[i] == kNone ? 0.0f : std::exp(state.top[i] - top);
@@ -65,7 +66,7 @@ static void weigh(const Ops& ops, const AttentionQueries& q, const int32_t* posi
 }
 
 void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys, const float* values,
-                    const int32_t* positions, int64_t count, float* scratch, AttentionState state) {
+                    const int32_t* positions, int64_t count, float* scratch, AttentionState state, const float* bias) {
   const int64_t dim = q.dim, width = q.value_dim, tile = kAttentionTile;
   float* scores = scratch;
   float* panels = scores + round16(q.count) * tile;
@@ -101,7 +102,7 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
       ops.gemm_f32(q.q, dim, q.count, panel, kTileRows, dim, scores + b, tile, false);
     }
   }
-  weigh(ops, q, positions, count, scores, state);
+  weigh(ops, q, positions, count, scores, state, bias);
   if (bf16) {
     const int64_t padded = (count + 31) / 32 * 32;
     for (int64_t i = 0; i < q.count; ++i) ops.f32_to_bf16(scores + i * tile, padded, chances + i * tile);
@@ -132,18 +133,18 @@ void attention_tile(const Ops& ops, const AttentionQueries& q, const float* keys
 
 void attention_tile_coded(const Ops& ops, const KvRowOps& rows, const AttentionQueries& q, const KvRows& keys,
                           const KvRows& values, int64_t i0, const int32_t* positions, int64_t count, float* scratch,
-                          float* tile, AttentionState state) {
+                          float* tile, AttentionState state, const float* bias) {
   static_assert(kAttentionTile == kKvTile);
   if (q.count <= kKvFewQueries && !values.grid.by_channel) {
     rows.dot(keys, i0, count, q.q, q.count, scratch, kAttentionTile);
-    weigh(ops, q, positions, count, scratch, state);
+    weigh(ops, q, positions, count, scratch, state, bias);
     rows.axpy(values, i0, count, scratch, kAttentionTile, q.count, state.out);
     return;
   }
   float* wide = tile + kAttentionTile * q.dim;
   rows.decode(keys, i0, i0 + count, tile);
   rows.decode(values, i0, i0 + count, wide);
-  attention_tile(ops, q, tile, wide, positions, count, scratch, state);
+  attention_tile(ops, q, tile, wide, positions, count, scratch, state, bias);
 }
 
 void attention_merge(const Ops& ops, const AttentionQueries& q, AttentionState from, AttentionState into) {

@@ -36,16 +36,18 @@ void attention_begin(const AttentionQueries& queries, AttentionState state);
 /// Adds `count` (<= kAttentionTile) tokens: keys and values as fp32 rows of dim and value_dim, positions ascending. A
 /// query sees a key when the key's position is not greater than its own. Any widths work; multiples of 16 are fast.
 /// `scratch` holds attention_scratch(queries.count, dim) floats; afterwards it begins with [count][kAttentionTile]
-/// numbers exp(score - top of the row), 0 where a key is not seen.
+/// numbers exp(score - top of the row), 0 where a key is not seen. `bias`: added to the scores of each token; null:
+/// none.
 inline constexpr int64_t kAttentionTile = 64;
 int64_t attention_scratch(int64_t queries, int64_t dim);
 void attention_tile(const Ops& ops, const AttentionQueries& queries, const float* keys, const float* values,
-                    const int32_t* positions, int64_t count, float* scratch, AttentionState state);
+                    const int32_t* positions, int64_t count, float* scratch, AttentionState state,
+                    const float* bias = nullptr);
 
 /// The same for tokens [i0, i0 + count) of coded rows. `tile` has room for kAttentionTile rows of dim and value_dim.
 void attention_tile_coded(const Ops& ops, const KvRowOps& rows, const AttentionQueries& queries, const KvRows& keys,
                           const KvRows& values, int64_t i0, const int32_t* positions, int64_t count, float* scratch,
-                          float* tile, AttentionState state);
+                          float* tile, AttentionState state, const float* bias = nullptr);
 
 /// Adds what the same queries found in `from`, over other tokens.
 void attention_merge(const Ops& ops, const AttentionQueries& queries, AttentionState from, AttentionState into);

@@ -128,7 +128,8 @@ int64_t KvDriver::entries(int64_t tokens) const {
   const KvFormat plain{type_ == KvType::f32 ? KvFormat::Kind::f32 : KvFormat::Kind::f16};
   // Each entry has its position (there are gaps) and the sums that are carried; two segments a head.
   const KvPolicy::Wants wants = plan_.stage.policy != nullptr ? plan_.stage.policy->wants() : KvPolicy::Wants{};
-  const double beside = heads * (4.0 + (wants.mass ? 4.0 : 0.0) + (wants.recent > 0 ? 4.0 : 0.0));
+  const double beside =
+      heads * (4.0 + (wants.mass ? 4.0 : 0.0) + (wants.recent > 0 ? 4.0 : 0.0) + (wants.bias ? 4.0 : 0.0));
   const auto window = plan_.stage.format ? static_cast<double>(plan_.stage.window + target().group() - 1) : 0.0;
   const double fixed = heads * 2 * static_cast<double>(kKvSegmentHeader) +
                        window * (token_bytes(shape_, plain) - token_bytes(shape_, target()));
@@ -256,12 +257,17 @@ KvEntries chosen(const KvEntries& all, KvWidths width, const KvSelection& s) {
     };
     row(all.keys, width.key, out.keys), row(all.values, width.value, out.values);
     if (!all.mass.empty()) out.mass.push_back(all.mass[static_cast<size_t>(from)]);
+    if (!all.bias.empty()) out.bias.push_back(all.bias[static_cast<size_t>(from)]);
     if (!place.empty()) place[static_cast<size_t>(from)] = static_cast<int32_t>(i);
   }
   if (s.merges.empty()) return out;
   std::vector<float> total = s.weights;
   for (const KvSelection::Merge& m : s.merges)
     total[static_cast<size_t>(place[static_cast<size_t>(m.into)])] += m.weight;
+  if (s.keep_mass) {
+    out.bias.resize(n);
+    for (size_t i = 0; i < n; ++i) out.bias[i] += std::log(total[i] / s.weights[i]);
+  }
   std::vector<uint8_t> touched(n, 0);
   for (const KvSelection::Merge& m : s.merges) {
     const auto i = static_cast<size_t>(place[static_cast<size_t>(m.into)]);

@@ -52,6 +52,8 @@ struct KvSelection {
   };
   std::vector<Merge> merges;
   std::vector<float> weights;  ///< of the kept entries, where there are merges
+  /// What was merged keeps its share of attention: a kept entry's score grows by log(all weights / its own).
+  bool keep_mass = false;
 };
 
 /// Which tokens stay. Called when a prompt has been read and then whenever a window of new tokens has come.
@@ -62,6 +64,7 @@ class KvPolicy {
   struct Wants {
     bool mass = false;
     int64_t recent = 0;
+    bool bias = false;  ///< entries will have a bias: `keep_mass`
   };
   virtual Wants wants() const { return {}; }
   /// Tokens of each head that are kept whatever their score.

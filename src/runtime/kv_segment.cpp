@@ -67,10 +67,10 @@ Status KvFormat::check(KvWidths width) const {
   if (kind != Kind::coded) return {};
   for (const auto& [grid, dim, what] : {std::tuple{keys, width.key, "keys"}, {values, width.value, "values"}}) {
     if (!kv_grid_fits(grid, dim)) {
-      return user_error(
-          fmt::format("{} of {} channels cannot be stored in {} bits with groups of {}: groups within a "
-                      "token are multiples of {} channels, and heads have at most {}",
-                      what, dim, grid.bits, grid.group, kv_unit(grid.bits), kKvMaxDim));
+      return user_error(fmt::format(
+          "{} of {} channels cannot be stored in {} bits with groups of {}: there are 2, 4 and 8 bits, groups "
+          "within a token are multiples of 64 / bits channels, and heads have at most {}",
+          what, dim, grid.bits, grid.group, kKvMaxDim));
     }
   }
   if (values.by_channel) return bug_error("KV format: values are rounded token by token");
@@ -84,7 +84,7 @@ void put(std::string& out, const std::vector<T>& v) {
   out.append(reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T));
 }
 
-enum Flag : uint8_t { kGapless = 1, kRotated = 2, kByChannel = 4, kKeysCentred = 8, kValuesCentred = 16 };
+enum Flag : uint8_t { kGapless = 1, kRotated = 2, kByChannel = 4, kKeysCentred = 8, kValuesCentred = 16, kBias = 32 };
 
 struct Header {
   uint8_t kind, key_bits, value_bits, flags;
@@ -94,13 +94,13 @@ struct Header {
 };
 static_assert(sizeof(Header) == kKvSegmentHeader);
 
-void write_head(const KvFormat& f, const KvPositions& positions, std::string& out) {
+void write_head(const KvFormat& f, const KvPositions& positions, bool bias, std::string& out) {
   Header h{static_cast<uint8_t>(f.kind),
            f.keys.bits,
            f.values.bits,
            static_cast<uint8_t>((positions.gapless() ? kGapless : 0) | (f.rotated ? kRotated : 0) |
                                 (f.keys.by_channel ? kByChannel : 0) | (f.keys.centred ? kKeysCentred : 0) |
-                                (f.values.centred ? kValuesCentred : 0)),
+                                (f.values.centred ? kValuesCentred : 0) | (bias ? kBias : 0)),
            f.keys.group,
            f.values.group,
            static_cast<uint32_t>(positions.size()),
@@ -163,12 +163,10 @@ Status KvPlain::read_rows(int64_t count, std::string_view& in) {
   return wide ? take(in, values, v32_) : take(in, values, v16_);
 }
 
-void KvPlain::push(std::span<const int32_t> positions, const float* keys, const float* values) {
-  const auto n = positions.size();
-  for (const int32_t p : positions) positions_.push(p);
+void KvPlain::push_rows(int64_t n, const float* keys, const float* values) {
   const Ops& o = ops(default_isa());
   const auto add = [&](const float* rows, int64_t width, std::vector<float>& wide, std::vector<uint16_t>& narrow) {
-    const size_t count = n * static_cast<size_t>(width);
+    const auto count = static_cast<size_t>(n * width);
     if (format_.kind == KvFormat::Kind::f32) {
       wide.insert(wide.end(), rows, rows + count);
     } else {
@@ -183,12 +181,14 @@ void KvPlain::push(std::span<const int32_t> positions, const float* keys, const 
 void KvPlain::drop_from(int32_t position) {
   const int64_t keep = positions_.count_before(position);
   positions_.keep_first(keep);
+  bias_.resize(std::min(bias_.size(), static_cast<size_t>(keep)));
   const auto cut = [&](auto& v, int64_t width) { v.resize(std::min(v.size(), static_cast<size_t>(keep * width))); };
   cut(k32_, width_.key), cut(v32_, width_.value), cut(k16_, width_.key), cut(v16_, width_.value);
 }
 
 void KvPlain::drop_first(int64_t count) {
   positions_.drop_first(count);
+  if (!bias_.empty()) bias_.erase(bias_.begin(), bias_.begin() + count);
   // Memory goes back when much is dropped at once, as after a prompt; a window that slides keeps its own.
   const auto cut = [&](auto& v, int64_t width) {
     if (v.empty()) return;
@@ -217,8 +217,7 @@ class Coded final : public KvRowSegment {
     return true;
   }
   std::unique_ptr<KvSegment> clone() const override { return std::make_unique<Coded>(*this); }
-  void push(std::span<const int32_t> positions, const float* keys, const float* values) override {
-    const auto n = static_cast<int64_t>(positions.size());
+  void push_rows(int64_t n, const float* keys, const float* values) override {
     std::vector<float> turned;
     const auto add = [&](const float* rows, int64_t width, const KvGrid& grid, Rows& into) {
       if (format_.rotated) {
@@ -230,7 +229,6 @@ class Coded final : public KvRowSegment {
     };
     add(keys, width_.key, format_.keys, keys_);
     add(values, width_.value, format_.values, values_);
-    for (const int32_t p : positions) positions_.push(p);
   }
 
  private:
@@ -269,11 +267,23 @@ class Coded final : public KvRowSegment {
 
 uint64_t KvRowSegment::bytes() const {
   if (size() == 0) return 0;
-  return kKvSegmentHeader + (positions_.gapless() ? 0 : static_cast<uint64_t>(size()) * 4) + row_bytes();
+  return kKvSegmentHeader + (positions_.gapless() ? 0 : static_cast<uint64_t>(size()) * 4) + bias_.size() * 4 +
+         row_bytes();
+}
+
+void KvRowSegment::push(std::span<const int32_t> positions, const float* keys, const float* values,
+                        std::span<const float> bias) {
+  push_rows(static_cast<int64_t>(positions.size()), keys, values);
+  for (const int32_t p : positions) positions_.push(p);
+  if (bias_.empty() && bias.empty()) return;
+  bias_.resize(static_cast<size_t>(size()) - positions.size());
+  bias_.insert(bias_.end(), bias.begin(), bias.end());
+  bias_.resize(static_cast<size_t>(size()));
 }
 
 void KvRowSegment::write(std::string& out) const {
-  write_head(format_, positions_, out);
+  write_head(format_, positions_, !bias_.empty(), out);
+  put(out, bias_);
   write_rows(out);
 }
 
@@ -290,7 +300,7 @@ Result<std::unique_ptr<KvRowSegment>> read_kv_segment(std::string_view& in, KvWi
   std::memcpy(&h, in.data(), sizeof h);
   in.remove_prefix(sizeof h);
   if (h.kind > static_cast<uint8_t>(KvFormat::Kind::coded) || h.count == 0 || h.count > INT32_MAX || h.first < 0 ||
-      h.flags >= 32)
+      h.flags >= 64)
     return data_error(
         fmt::format("cache file: no segment begins like this (kind {}, {} tokens from {})", h.kind, h.count, h.first));
   KvFormat f;
@@ -311,6 +321,7 @@ Result<std::unique_ptr<KvRowSegment>> read_kv_segment(std::string_view& in, KvWi
       return data_error("cache file: the positions of a segment do not ascend");
     positions = KvPositions(list);
   }
+  if ((h.flags & kBias) != 0) PITH_TRY(take(in, h.count, segment->bias_));
   PITH_TRY(segment->read_rows(h.count, in));
   return segment;
 }

@@ -71,6 +71,8 @@ class KvSegment {
   /// `rotated`.
   virtual void decode(int64_t i0, int64_t i1, float* keys, float* values) const = 0;
   virtual bool rotated() const { return false; }
+  /// What is added to each token's attention score (the logarithm of how many tokens it stands for); null: nothing.
+  virtual const float* bias() const { return nullptr; }
   /// True when keys and values already lie there as fp32 rows, which saves the copy.
   virtual bool plain(const float** /*keys*/, const float** /*values*/) const { return false; }
   /// True when attention can work on the codes themselves.
@@ -91,8 +93,10 @@ class KvRowSegment : public KvSegment {
   int64_t size() const final { return positions_.size(); }
   const KvPositions& positions() const final { return positions_; }
   const KvFormat& format() const { return format_; }
-  /// Rounds more tokens; rows are fp32, not rotated.
-  virtual void push(std::span<const int32_t> positions, const float* keys, const float* values) = 0;
+  const float* bias() const final { return bias_.empty() ? nullptr : bias_.data(); }
+  /// Rounds more tokens; rows are fp32, not rotated. `bias`: one each, or none.
+  void push(std::span<const int32_t> positions, const float* keys, const float* values,
+            std::span<const float> bias = {});
   /// False when a short last group stands in the way.
   bool open() const { return size() % format_.group() == 0; }
   uint64_t bytes() const final;
@@ -100,12 +104,14 @@ class KvRowSegment : public KvSegment {
 
  protected:
   friend Result<std::unique_ptr<KvRowSegment>> read_kv_segment(std::string_view& in, KvWidths width);
+  virtual void push_rows(int64_t count, const float* keys, const float* values) = 0;
   virtual uint64_t row_bytes() const = 0;
   virtual void write_rows(std::string& out) const = 0;
   virtual Status read_rows(int64_t count, std::string_view& in) = 0;
   KvFormat format_;
   KvWidths width_;
   KvPositions positions_;
+  std::vector<float> bias_;  ///< empty when nobody has one
 };
 
 /// fp32 or fp16 rows, which can also leave at both ends: the window of every head.
@@ -115,11 +121,11 @@ class KvPlain final : public KvRowSegment {
   void decode(int64_t i0, int64_t i1, float* keys, float* values) const override;
   bool plain(const float** keys, const float** values) const override;
   std::unique_ptr<KvSegment> clone() const override { return std::make_unique<KvPlain>(*this); }
-  void push(std::span<const int32_t> positions, const float* keys, const float* values) override;
   void drop_from(int32_t position);
   void drop_first(int64_t count);
 
  private:
+  void push_rows(int64_t count, const float* keys, const float* values) override;
   uint64_t row_bytes() const override;
   void write_rows(std::string& out) const override;
   Status read_rows(int64_t count, std::string_view& in) override;

@@ -139,7 +139,9 @@ Status KvStore::encode(int64_t layer, int64_t h, int64_t count, const KvFormat& 
     last = made.get();
     at.sealed.push_back(std::move(made));
   }
-  last->push(positions, keys.data(), values.data());
+  const float* bias = at.window.bias();
+  last->push(positions, keys.data(), values.data(),
+             bias != nullptr ? std::span(bias, static_cast<size_t>(count)) : std::span<const float>());
   at.window.drop_first(count);
   return {};
 }
@@ -164,6 +166,10 @@ KvEntries KvStore::entries(int64_t layer, int64_t h) const {
     s->decode(0, s->size(), keys, values);
     if (s->rotated()) hadamard_rows(keys, s->size(), key), hadamard_rows(values, s->size(), value);
     s->positions().copy(0, s->size(), all.positions.data() + i);
+    if (s->bias() != nullptr) {
+      all.bias.resize(static_cast<size_t>(n));
+      std::copy_n(s->bias(), s->size(), all.bias.begin() + i);
+    }
     i += s->size();
   }
   if (std::is_sorted(all.positions.begin(), all.positions.end())) return all;
@@ -180,7 +186,7 @@ KvEntries KvStore::entries(int64_t layer, int64_t h) const {
     }
   };
   sorted(all.positions, 1), sorted(all.keys, key), sorted(all.values, value);
-  sorted(all.mass, 1), sorted(all.recent, 1);
+  sorted(all.mass, 1), sorted(all.recent, 1), sorted(all.bias, 1);
   return all;
 }
 
@@ -193,14 +199,17 @@ Status KvStore::rebuild(int64_t layer, int64_t h, const KvEntries& e, int64_t pl
     return bug_error(fmt::format("KV store: rows of {} entries have the wrong size", n));
   auto made = std::make_unique<Head>(plain_format(), width);
   const std::span positions(e.positions);
+  const std::span<const float> bias(e.bias);
   if (coded > 0) {
     auto segment = new_kv_segment(format, width);
-    segment->push(positions.first(static_cast<size_t>(coded)), e.keys.data(), e.values.data());
+    segment->push(positions.first(static_cast<size_t>(coded)), e.keys.data(), e.values.data(),
+                  bias.first(bias.empty() ? 0 : static_cast<size_t>(coded)));
     made->sealed.push_back(std::move(segment));
   }
   if (coded < n) {
     made->window.push(positions.subspan(static_cast<size_t>(coded)), e.keys.data() + coded * width.key,
-                      e.values.data() + coded * width.value);
+                      e.values.data() + coded * width.value,
+                      bias.subspan(bias.empty() ? 0 : static_cast<size_t>(coded)));
   }
   made->mass = e.mass;
   made->recent = e.recent;

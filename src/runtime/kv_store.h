@@ -40,6 +40,7 @@ struct KvEntries {
   std::vector<int32_t> positions;
   std::vector<float> keys, values;  ///< [size][width], keys after RoPE
   std::vector<float> mass, recent;  ///< one each, or empty when nobody watched
+  std::vector<float> bias;          ///< added to attention scores: one each, or empty
   int64_t size() const { return static_cast<int64_t>(positions.size()); }
 };
 

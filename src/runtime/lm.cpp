@@ -446,6 +446,7 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, KvStore& kv, f
       const bool plain = s->plain(&keys, &values);
       KvRows key_codes, value_codes;
       const bool coded = !plain && s->coded(&key_codes, &value_codes);
+      const float* bias = s->bias();
       const AttentionQueries& asking = s->rotated() ? queries_turned : queries;
       const AttentionState& into = s->rotated() ? state_turned : state;
       int32_t positions[kAttentionTile];
@@ -456,11 +457,12 @@ void Lm::Impl::attention(int64_t layer, const Work& w, int64_t n, KvStore& kv, f
         at.copy(i, end, positions);
         if (coded) {
           attention_tile_coded(*ops, *row_ops, asking, key_codes, value_codes, i, positions, end - i, scratch, tile,
-                               into);
+                               into, bias != nullptr ? bias + i : nullptr);
         } else {
           if (!plain) s->decode(i, end, tile, tile + kAttentionTile * dim);
           attention_tile(*ops, asking, plain ? keys + i * dim : tile,
-                         plain ? values + i * width : tile + kAttentionTile * dim, positions, end - i, scratch, into);
+                         plain ? values + i * width : tile + kAttentionTile * dim, positions, end - i, scratch, into,
+                         bias != nullptr ? bias + i : nullptr);
         }
         if (note) notes.tile(before + i, scratch, into.top);
       }

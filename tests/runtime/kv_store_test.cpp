@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "base/file.h"
 #include "measure/memory.h"
 #include "represent/memory_sections.h"
 #include "runtime/lm.h"
@@ -45,10 +46,16 @@ TEST(KvStore, BytesAreThoseOfTheFileAndTheFileReadsBack) {
     for (int64_t l = 0; l < 2; ++l) {
       for (int64_t h = 0; h < 2; ++h) {
         for (const KvFormat& f : {kQ8, kQ4, kKivi2, kKivi4}) {
-          if (random.between(0, 1) == 0)
-            ASSERT_TRUE(kv.encode(l, h, static_cast<int64_t>(random.between(0, 24)), f).ok());
+          const auto count = static_cast<int64_t>(random.between(0, 1) * random.between(0, 24));
+          ASSERT_TRUE(kv.encode(l, h, count, f).ok());
         }
-        if (random.between(0, 2) == 0) ASSERT_TRUE(kv.seal(l, h, 3, nullptr).ok());
+        ASSERT_TRUE(kv.seal(l, h, static_cast<int64_t>(random.between(0, 3)), nullptr).ok());
+        if (random.between(0, 2) == 0) {
+          KvEntries e = kv.entries(l, h);
+          e.bias = floats(random, e.size());
+          ASSERT_TRUE(kv.rebuild(l, h, e, 30, kQ8).ok());
+          ASSERT_TRUE(kv.encode(l, h, 7, kQ8).ok());
+        }
         if (round % 3 == 0) kv.note(l, h, floats(random, kv.held(l, h)), floats(random, kv.held(l, h) - 2));
       }
     }
@@ -65,6 +72,7 @@ TEST(KvStore, BytesAreThoseOfTheFileAndTheFileReadsBack) {
         EXPECT_EQ(a.positions, b.positions);
         EXPECT_EQ(a.keys, b.keys);
         EXPECT_EQ(a.values, b.values);
+        EXPECT_EQ(a.bias, b.bias);
       }
     }
     for (size_t cut = 0; cut < file.size(); cut += 1 + file.size() / 97) {
@@ -76,7 +84,9 @@ TEST(KvStore, BytesAreThoseOfTheFileAndTheFileReadsBack) {
       std::string damaged = file;
       damaged[static_cast<size_t>(random.between(0, file.size() - 1))] ^= static_cast<char>(1 << random.between(0, 7));
       const auto read = KvStore::read(damaged, kv.shape(), type);
-      if (read.ok()) EXPECT_EQ(read->write().size(), read->header_bytes() + read->bytes());
+      if (read.ok()) {
+        EXPECT_EQ(read->write().size(), read->header_bytes() + read->bytes());
+      }
     }
   }
 }
@@ -163,6 +173,37 @@ TEST(KvStore, AttentionOverCodesEqualsAttentionOverWhatTheyDecodeTo) {
   }
 }
 
+// A token that stands for two is attended to like two tokens.
+TEST(KvStore, ABiasIsTheLogarithmOfHowManyTokensOneStandsFor) {
+  const TinyModel tiny("llama");
+  const LmConfig& c = tiny.model.config;
+  const auto lm = load(tiny);
+  for (const KvFormat& f : {KvFormat{KvFormat::Kind::f32}, kQ8}) {
+    KvStore twice = lm->new_kv();
+    run(*lm, tiny.sequence(0).first(16), twice);
+    KvStore once = twice.copy();
+    for (int64_t l = 0; l < c.layers; ++l) {
+      for (int64_t h = 0; h < c.kv_heads; ++h) {
+        KvEntries e = twice.entries(l, h);
+        const int64_t d = c.head_dim;
+        std::copy_n(e.keys.begin() + 4 * d, d, e.keys.begin() + 5 * d);
+        std::copy_n(e.values.begin() + 4 * d, d, e.values.begin() + 5 * d);
+        ASSERT_TRUE(twice.rebuild(l, h, e, 6, f).ok());
+        e.positions.erase(e.positions.begin() + 5);
+        for (auto* rows : {&e.keys, &e.values}) rows->erase(rows->begin() + 5 * d, rows->begin() + 6 * d);
+        e.bias.assign(15, 0.0f);
+        e.bias[4] = std::log(2.0f);
+        ASSERT_TRUE(once.rebuild(l, h, e, 6, f).ok());
+      }
+    }
+    for (size_t n : {1, 8}) {
+      KvStore a = twice.copy(), b = once.copy();
+      const auto want = run(*lm, tiny.sequence(1).first(n), a), got = run(*lm, tiny.sequence(1).first(n), b);
+      for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-4);
+    }
+  }
+}
+
 TEST(KvStore, NotesHowMuchKeysAreAttendedTo) {
   for (const std::string name : {"llama", "gemma3"}) {
     const TinyModel tiny(name);
@@ -245,6 +286,29 @@ TEST(KvStore, MemoryOfTheProcessFalls) {
   EXPECT_LT(now, 0.3 * bytes);
   EXPECT_GT(left, 0.95 * now);
   EXPECT_LT(left, 1.15 * now + 3e6) << "bytes() says " << now;
+}
+
+// Writes the seeds of fuzz/corpus/kv_cache; run once by hand, as tests/formats/fuzz_seeds_test.cpp.
+TEST(FuzzCorpus, DISABLED_WriteCacheSeeds) {
+  const std::string folder = std::string(PITH_SOURCE_DIR) + "/fuzz/corpus/kv_cache/";
+  for (const KvType type : {KvType::f16, KvType::f32}) {
+    KvStore kv({2, {{32, 32}, {16, 48}}}, type);
+    Random random(1);
+    for (int64_t l = 0; l < 2; ++l) {
+      const KvWidths w = kv.shape().layers[static_cast<size_t>(l)];
+      kv.append(l, floats(random, 40 * w.key).data(), floats(random, 40 * w.value).data(), 20);
+    }
+    kv.advance(20);
+    kv.watch({true, 5});
+    ASSERT_TRUE(kv.encode(0, 0, 8, kQ8).ok() && kv.encode(1, 0, 8, kKivi4).ok() && kv.seal(0, 1, 4, nullptr).ok());
+    kv.note(0, 0, floats(random, 20), floats(random, 20));
+    KvEntries e = kv.entries(1, 1);
+    e.positions.erase(e.positions.begin() + 3);
+    for (auto* rows : {&e.keys, &e.values}) rows->resize(rows->size() / 20 * 19);
+    e.bias = floats(random, 19), e.mass.resize(19), e.recent.resize(19);
+    ASSERT_TRUE(kv.rebuild(1, 1, e, 5, kQ4).ok());
+    ASSERT_TRUE(write_file(folder + (type == KvType::f16 ? "f16" : "f32"), kv.write(), true).ok());
+  }
 }
 
 }  // namespace
