@@ -18,14 +18,16 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     seed: int = 1,
+    cache: str = "full",
     threads: int = 0,
     on_text: Callable[[str], object] | None = None,
 ) -> _pith.Generated:
     """Answers a prompt.
 
     `prompt` is a text, or (role, content) pairs of a conversation. With `chat` a text is put into the model's own chat
-    template when it has one; without, the model simply continues it. Temperature 0 is greedy; `threads` 0 means all
-    cores. `on_text` gets each piece of the answer as soon as it is there; returning False ends the answer.
+    template when it has one; without, the model simply continues it. Temperature 0 is greedy; `cache` makes the KV cache
+    smaller, as --cache does ("snapkv:budget=25%;q4"); `threads` 0 means all cores. `on_text` gets each piece of the
+    answer as soon as it is there; returning False ends the answer.
     """
     rendered = not isinstance(prompt, str) or (chat and model.has_chat_template)
     if not isinstance(prompt, str):
@@ -40,4 +42,4 @@ def generate(
             return on_text(piece) is not False
     return _pith.generate(
         model, text, parse_special=rendered, add_special=not rendered, max_tokens=max_tokens, temperature=temperature,
-        top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, threads=threads, on_text=callback)
+        top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, cache=cache, threads=threads, on_text=callback)

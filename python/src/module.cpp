@@ -25,6 +25,7 @@
 #include "base/threads.h"
 #include "represent/model.h"
 #include "runtime/builtin_text.h"
+#include "runtime/cache.h"
 #include "runtime/chat.h"
 #include "runtime/evaluate.h"
 #include "runtime/generate.h"
@@ -284,9 +285,10 @@ std::vector<ChatMessage> chat_messages(const std::vector<std::pair<std::string, 
 }
 
 Generated generate_text(const ModelPtr& model, const std::string& prompt, bool parse_special, bool add_special,
-                        const GenerateOptions& given, unsigned threads,
+                        const GenerateOptions& given, const std::string& cache, unsigned threads,
                         std::optional<std::function<bool(std::string)>> on_text) {
   GenerateOptions options = given;
+  KvPlan plan = take(parse_cache(cache));
   PyProgress progress(std::nullopt);
   std::unique_ptr<nb::python_error> failed;
   std::optional<Generated> out;
@@ -308,6 +310,8 @@ Generated generate_text(const ModelPtr& model, const std::string& prompt, bool p
     };
     out = model->with_lm(Precision::fast, threads, progress, [&](const Lm& lm, ThreadPool& pool) {
       KvStore kv = lm.new_kv();
+      KvDriver driver = take(KvDriver::create(std::move(plan), lm));
+      options.cache = &driver;
       return take(generate(lm, tokenizer, ids, kv, options, pool, piece));
     });
   }
@@ -553,15 +557,15 @@ NB_MODULE(_pith, m) {
   m.def(
       "generate",
       [](const ModelPtr& model, const std::string& prompt, bool parse_special, bool add_special, int64_t max_tokens,
-         double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed, unsigned threads,
-         std::optional<std::function<bool(std::string)>> on_text) {
+         double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed, const std::string& cache,
+         unsigned threads, std::optional<std::function<bool(std::string)>> on_text) {
         GenerateOptions options;
         options.sample = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed};
         options.max_tokens = max_tokens;
-        return generate_text(model, prompt, parse_special, add_special, options, threads, std::move(on_text));
+        return generate_text(model, prompt, parse_special, add_special, options, cache, threads, std::move(on_text));
       },
       "model"_a, "prompt"_a, nb::kw_only(), "parse_special"_a, "add_special"_a, "max_tokens"_a, "temperature"_a,
-      "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "threads"_a, "on_text"_a = nb::none());
+      "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "cache"_a, "threads"_a, "on_text"_a = nb::none());
   m.def("perplexity", &eval_perplexity, "model"_a, "text"_a, nb::kw_only(), "context"_a, "max_chunks"_a, "threads"_a,
         "progress"_a = nb::none());
   m.def("kl", &eval_kl, "model"_a, "reference"_a, "text"_a, nb::kw_only(), "context"_a, "max_chunks"_a, "threads"_a,

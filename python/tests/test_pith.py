@@ -80,6 +80,18 @@ def test_generate_is_reproducible_and_streams(tiny):
     assert len(cut.tokens) <= 2 and not cut.stopped
 
 
+def test_generate_with_a_smaller_cache(tiny):
+    model = pith.open(str(tiny[0]))
+
+    def tokens(cache):
+        return pith.generate(model, "abc " * 15, chat=False, max_tokens=8, cache=cache).tokens
+
+    assert tokens("h2o:budget=100%") == tokens("full")
+    assert len(tokens("snapkv:budget=20,window=4;q8")) > 0
+    with pytest.raises(pith.UserError, match="snapkv"):
+        tokens("snapkw")
+
+
 def test_callbacks_may_raise(tiny):
     model = pith.open(str(tiny[0]))
 
