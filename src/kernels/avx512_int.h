@@ -24,6 +24,33 @@ inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F16 smaller(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+
+struct I16 {
+  __m512i v;
+  static I16 zero() { return {_mm512_setzero_si512()}; }
+  static I16 u16(const uint16_t* p) {
+    return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static I16 u8(const uint8_t* p) {
+    return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  template <int Bits>
+  I16 above() const {
+    return {_mm512_srli_epi32(v, Bits)};
+  }
+  /// The lowest bits as a signed number.
+  template <int Bits>
+  I16 below() const {
+    return {_mm512_srai_epi32(_mm512_slli_epi32(v, 32 - Bits), 32 - Bits)};
+  }
+  F16 floats() const { return {_mm512_cvtepi32_ps(v)}; }
+  F16 gather(const float* p) const { return {_mm512_i32gather_ps(v, p, 4)}; }
+  F16 zero_selects(F16 a, F16 otherwise) const {
+    return {_mm512_mask_mov_ps(otherwise.v, _mm512_testn_epi32_mask(v, v), a.v)};
+  }
+};
+inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 
 template <bool Table>
 struct Levels {

@@ -34,9 +34,10 @@ bool CodedTiles::takes(const Node& node) { return node.cols() <= kMaxSparseCols 
 static int low_of(unsigned width) { return width == 0 ? 0 : -(1 << (width - 1)); }
 
 // The fewest bytes, where a run of chunks of another width than before counts a little: the kernel has to look up its
-// loop. A correction counts more than its 2 bytes, because it takes the time of many codes.
+// loop. A correction counts more than its byte or two, because rows with fewer than others are filled up and because of
+// the time it takes.
 static void choose_widths(std::span<const int16_t> codes, std::span<uint8_t> widths) {
-  constexpr int kRun = 32, kCorrection = 5, kStates = kMaxWidth + 1;
+  constexpr int kRun = 32, kCorrection = 3, kStates = kMaxWidth + 1;
   const size_t chunks = widths.size(), stride = chunks * kChunk;
   std::vector<std::array<uint8_t, kStates>> before(chunks);  // the width of the chunk before on the best way here
   std::array<int, kStates> bytes{};
@@ -63,6 +64,20 @@ static void choose_widths(std::span<const int16_t> codes, std::span<uint8_t> wid
   for (size_t c = chunks; c-- > 0;) {
     widths[c] = b;
     b = before[c][b];
+  }
+}
+
+// A correction of one code as the entries of a CorrectionList.
+static void add_correction(size_t gap, int by, std::vector<uint8_t>& entries) {
+  constexpr int kValues = CorrectionList::kValues;
+  const auto add = [&](size_t g, int digit) {
+    entries.push_back(static_cast<uint8_t>(g * kValues + static_cast<size_t>(digit & (kValues - 1))));
+  };
+  for (; gap > CorrectionList::kMaxGap; gap -= CorrectionList::kMaxGap) add(CorrectionList::kMaxGap, 0);
+  for (; by != 0; gap = 0) {
+    const int digit = ((by + kValues / 2) & (kValues - 1)) - kValues / 2;
+    add(gap, digit);
+    by = (by - digit) / kValues;
   }
 }
 
@@ -103,12 +118,16 @@ void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
       col_size[c] += square;
     }
   }
+  std::vector<size_t> row_at(rows);  // the row of the matrix at each place
+  std::iota(row_at.begin(), row_at.end(), size_t{0});
   if (!keep_rows) {
-    row_.reserve(rows);
+    place_.resize(rows);
     for (size_t first = 0; first < rows; first += kSection) {
       const size_t count = std::min<size_t>(kSection, rows - first);
-      for (const uint32_t r : sorted_places(std::span(row_size).subspan(first, count))) {
-        row_.push_back(static_cast<uint16_t>(r));
+      const std::vector<uint32_t> order = sorted_places(std::span(row_size).subspan(first, count));
+      for (size_t p = 0; p < count; ++p) {
+        row_at[first + p] = first + order[p];
+        place_[first + order[p]] = static_cast<uint16_t>(p);
       }
     }
   }
@@ -116,37 +135,43 @@ void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
   for (const uint32_t c : sorted_places(col_size)) col_.push_back(static_cast<uint16_t>(c));
   const RowColField& steps = row_col_steps(grid);
   row_log_.resize(static_cast<size_t>(tiles()) * kTileRows);
-  for (size_t p = 0; p < rows; ++p) row_log_[p] = steps.row_log()[row_at(p)];
+  for (size_t p = 0; p < rows; ++p) row_log_[p] = steps.row_log()[row_at[p]];
   for (size_t p = 0; p < cols; ++p) col_log_.push_back(steps.col_log()[col_[p]]);
 
   widths_.resize(static_cast<size_t>(tiles()) * chunks);
   std::vector<int16_t> codes(kTileRows * stride);
   std::vector<uint8_t> levels(codes.size()), packed;
+  std::array<std::vector<uint8_t>, kTileRows> entries;  // corrections of each row
   code_start_.reserve(static_cast<size_t>(tiles()) + 1), correction_start_.reserve(static_cast<size_t>(tiles()) + 1);
   code_start_.push_back(0);
   correction_start_.push_back(0);
   for (size_t t = 0; t < static_cast<size_t>(tiles()); ++t) {
     std::fill(codes.begin(), codes.end(), int16_t{0});
     for (size_t p = t * kTileRows; p < std::min(rows, (t + 1) * kTileRows); ++p) {
-      const int16_t* from = all.data() + row_at(p) * cols;
+      const int16_t* from = all.data() + row_at[p] * cols;
       int16_t* to = codes.data() + p % kTileRows * stride;
       for (size_t c = 0; c < cols; ++c) to[c] = from[col_[c]];
     }
     const std::span<uint8_t> widths = std::span(widths_).subspan(t * chunks, chunks);
     choose_widths(codes, widths);
-    int64_t last = -1;
-    for (size_t c = 0; c < stride; ++c) {
-      const int low = low_of(widths[c / kChunk]), high = -1 - low;
-      for (size_t r = 0; r < kTileRows; ++r) {
+    size_t steps = 0;
+    for (size_t r = 0; r < kTileRows; ++r) {
+      entries[r].clear();
+      size_t last = 0;
+      for (size_t c = 0; c < stride; ++c) {
+        const int low = low_of(widths[c / kChunk]), high = -1 - low;
         const int code = codes[r * stride + c], kept = low == 0 ? 0 : std::clamp(code, low, high);
         levels[r * stride + c] = static_cast<uint8_t>(kept - low);
         if (kept == code) continue;
-        const auto place = static_cast<int64_t>(c * kTileRows + r);
-        correct(place - last, code - kept);
-        last = place;
+        add_correction(c - last, code - kept, entries[r]);
+        last = c;
       }
+      steps = std::max(steps, entries[r].size());
     }
-    correction_start_.push_back(static_cast<uint32_t>(corrections_.size()));
+    for (size_t k = 0; k < steps; ++k) {
+      for (const auto& row : entries) corrections_.push_back(k < row.size() ? row[k] : uint8_t{0});
+    }
+    correction_start_.push_back(static_cast<uint32_t>(corrections_.size() / kTileRows));
     uint32_t pieces = 0;
     for (size_t c = 0; c < chunks; ++c) {
       pieces += widths[c];
@@ -162,29 +187,18 @@ void CodedTiles::fill(const Grid& grid, bool keep_rows, bool pack) {
   std::copy(packed.begin(), packed.end(), codes_.get());
 }
 
-void CodedTiles::correct(int64_t gap, int by) {
-  constexpr int kValues = CorrectionList::kValues;
-  const auto add = [&](int64_t g, int digit) {
-    corrections_.push_back(static_cast<uint16_t>(g * kValues + (digit & (kValues - 1))));
-  };
-  for (; gap > CorrectionList::kMaxGap; gap -= CorrectionList::kMaxGap) add(CorrectionList::kMaxGap, 0);
-  for (; by != 0; gap = 0) {
-    const int digit = ((by + kValues / 2) & (kValues - 1)) - kValues / 2;
-    add(gap, digit);
-    by = (by - digit) / kValues;
-  }
-}
-
 CorrectionList CodedTiles::corrections(int64_t t) const {
   const uint32_t first = correction_start_[static_cast<size_t>(t)];
-  return {corrections_.data() + first, correction_start_[static_cast<size_t>(t) + 1] - first};
+  return {corrections_.data() + int64_t{first} * kTileRows, correction_start_[static_cast<size_t>(t) + 1] - first};
 }
 
-size_t CodedTiles::row_at(size_t p) const { return row_.empty() ? p : p / kSection * kSection + row_[p]; }
+int64_t CodedTiles::place_of(int64_t r) const {
+  return place_.empty() ? r : r / kSection * kSection + place_[static_cast<size_t>(r)];
+}
 
 uint64_t CodedTiles::ram_bytes() const {
-  return codes_.bytes() + row_log_.size() + col_log_.size() + (row_.size() + col_.size()) * 2 + widths_.size() +
-         (code_start_.size() + correction_start_.size()) * 4 + corrections_.size() * 2;
+  return codes_.bytes() + row_log_.size() + col_log_.size() + (place_.size() + col_.size()) * 2 + widths_.size() +
+         (code_start_.size() + correction_start_.size()) * 4 + corrections_.size();
 }
 
 std::string CodedTiles::describe() const {
@@ -213,7 +227,7 @@ void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t
   alignas(64) float scale[kTileRows], sum[kTileRows];
   const CorrectionList list = corrections(t);
   ops_.dot_int(tile(t, scale), x.ints, n, y, ldy);
-  if (list.count == 0) return;
+  if (list.steps == 0) return;
   for (int64_t k = 0; k < n; ++k) {
     ops_.dot_corrections(list, x.x + k * x.x_stride, sum);
     for (int64_t r = 0; r < kTileRows; ++r) y[k * ldy + r] += scale[r] * sum[r];
@@ -223,43 +237,48 @@ void CodedTiles::dot(int64_t t, const TileInput& x, int64_t n, float* y, int64_t
 void CodedTiles::decode_panel(int64_t t, float* panel) const {
   alignas(64) float scale[kTileRows];
   ops_.decode_int(tile(t, scale), panel);
-  each_correction(corrections(t), [&](uint64_t place, float by) { panel[place] += scale[place % kTileRows] * by; });
+  each_correction(corrections(t),
+                  [&](int64_t r, int64_t column, float by) { panel[column * kTileRows + r] += scale[r] * by; });
 }
 
 void CodedTiles::gather(const float* x, float* out) const {
-  const auto& table = sixteenths();
-  for (size_t p = 0; p < col_.size(); ++p) out[p] = x[col_[p]] * table[col_log_[p]];
+  ops_.reorder(x, col_.data(), col_log_.data(), sixteenths().data(), cols_, out);
 }
 
+// Tiles of sorted rows would write all over y, and so would other threads, into the same cache lines.
 void CodedTiles::run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const {
-  if (row_.empty()) {
+  if (place_.empty()) {
     TileLinear::run_tiles(t0, t1, input, n, y, ldy);
-    return;
+  } else {
+    TileLinear::run_tiles(t0, t1, input, n, static_cast<const TileInput&>(input).sorted, rows_);
   }
-  const int64_t p0 = t0 * kTileRows, p1 = std::min(rows_, t1 * kTileRows), width = p1 - p0;
-  float* part = thread_scratch(4, static_cast<size_t>(n * width));
-  TileLinear::run_tiles(t0, t1, input, n, part - p0, width);
-  for (int64_t k = 0; k < n; ++k) {
-    const float* from = part + k * width - p0;
-    for (int64_t p = p0; p < p1;) {
-      const int64_t section = p / kSection * kSection, end = std::min(p1, section + kSection);
-      float* out = y + k * ldy + section;
-      for (; p < end; ++p) out[row_[static_cast<size_t>(p)]] = from[p];
-    }
+}
+
+void CodedTiles::finish(const Input& input, int64_t n, float* y, ThreadPool& pool) const {
+  if (place_.empty()) return;
+  constexpr int64_t kRows = 8192, kParts = kSection / kRows;
+  const float* sorted = static_cast<const TileInput&>(input).sorted;
+  const int64_t parts = (rows_ + kRows - 1) / kRows;
+  const auto part = [&](int64_t i) {
+    const int64_t token = i / parts * rows_, r = i % parts * kRows, section = i % parts / kParts * kSection;
+    ops_.reorder(sorted + token + section, place_.data() + r, nullptr, nullptr, std::min(rows_ - r, kRows),
+                 y + token + r);
+  };
+  if (n * rows_ < 2 * kRows) {
+    for (int64_t i = 0; i < n * parts; ++i) part(i);
+  } else {
+    pool.parallel_for(n * parts, part);
   }
 }
 
 void CodedTiles::decode_row(int64_t r, float* out) const {
-  auto p = static_cast<size_t>(r);
-  if (!row_.empty()) {
-    const size_t first = p / kSection * kSection, last = std::min(row_.size(), first + kSection);
-    const auto* begin = row_.data() + first;
-    p = first + static_cast<size_t>(std::find(begin, row_.data() + last, static_cast<uint16_t>(p - first)) - begin);
-  }
+  const int64_t p = place_of(r);
   float* panel = thread_scratch(1, static_cast<size_t>(padded_cols() * kTileRows));
-  decode_panel(static_cast<int64_t>(p / kTileRows), panel);
+  decode_panel(p / kTileRows, panel);
   const auto& table = sixteenths();
-  for (size_t c = 0; c < col_.size(); ++c) out[col_[c]] = panel[c * kTileRows + p % kTileRows] * table[col_log_[c]];
+  for (size_t c = 0; c < col_.size(); ++c) {
+    out[col_[c]] = panel[static_cast<int64_t>(c) * kTileRows + p % kTileRows] * table[col_log_[c]];
+  }
 }
 
 }  // namespace pith

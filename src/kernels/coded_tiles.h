@@ -25,6 +25,8 @@ class CodedTiles final : public TileLinear {
  private:
   CodedTiles(const Grid& grid, const KernelOptions& options);
   void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const override;
+  void finish(const Input& input, int64_t n, float* y, ThreadPool& pool) const override;
+  bool sorts_rows() const override { return !place_.empty(); }
   void decode_row(int64_t r, float* out) const override;
   void decode_panel(int64_t t, float* panel) const override;
   bool has_dot() const override { return true; }
@@ -35,20 +37,21 @@ class CodedTiles final : public TileLinear {
 
   /// Sorts rows and columns, finds widths and corrections of all tiles, and packs the codes if asked to.
   void fill(const Grid& grid, bool keep_rows, bool pack);
-  void correct(int64_t gap, int by);
   /// `row_scale` becomes the tile's 16 row steps.
   IntTile tile(int64_t t, float* row_scale) const;
   CorrectionList corrections(int64_t t) const;
-  /// The row of the matrix at place p of the tiles.
-  size_t row_at(size_t p) const;
+  /// Where row r of the matrix is in the tiles.
+  int64_t place_of(int64_t r) const;
 
   float base_;
   std::vector<uint8_t> row_log_, col_log_;  ///< of each place, in sixteenths of an octave
-  std::vector<uint16_t> row_, col_;         ///< the matrix's row (in its section) and column at each place
+  std::vector<uint16_t> place_;             ///< of each row, in its section; empty: rows are where they were
+  std::vector<uint16_t> col_;               ///< the matrix's column at each place
   Aligned<uint8_t> codes_;
   std::vector<uint8_t> widths_;                          ///< [tiles][chunks]
-  std::vector<uint32_t> code_start_, correction_start_;  ///< of each tile and the end; codes in pieces of 64 bytes
-  std::vector<uint16_t> corrections_;                    ///< as in CorrectionList
+  std::vector<uint32_t> code_start_, correction_start_;  ///< of each tile and the end; codes in pieces of 64 bytes,
+                                                         ///< corrections in steps
+  std::vector<uint8_t> corrections_;                     ///< as in CorrectionList
 };
 
 }  // namespace pith

@@ -11,6 +11,7 @@ constexpr Ops common_ops() {
              .quantize = quantize,
              .dot_int = dot_int,
              .dot_corrections = dot_corrections,
+             .reorder = reorder,
              .decode_int = decode_int,
              .rms_norm = rms_norm,
              .add = add,

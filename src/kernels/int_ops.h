@@ -1,6 +1,7 @@
 // The loops over integer codes, written once over a handful of primitives of the instruction set: a register of 16
 // lanes (or two of 8) that holds one number a row. Included like vector_ops.h, after these are defined:
-//   struct F16          16 floats: load/store/splat/half/from_i8/from_u8, +, *, fma
+//   struct F16          16 floats: load/store/splat/half/from_i8/from_u8, +, *, fma, smaller
+//   struct I16          16 integers: u16/u8 from memory, +, bits above and below (signed), gather
 //   struct Levels<Table>       the table of 16 levels in a register, when there is one
 //   struct Quads<Bits, Table>  the 8 quads of a chunk as bytes, unpacked from its planes:
 //     dot<A, B>(x)             sum over quads [A, B) of (level - kBias) * x, as F16
@@ -256,21 +257,27 @@ void decode_int(const IntTile& t, float* panel) {
   });
 }
 
-// Each product goes to its row under a mask: a sum in memory would be read before it is written.
 void dot_corrections(const CorrectionList& list, const float* x, float* y) {
-  static constexpr struct Masks {
-    alignas(64) float row[kTileRows][kTileRows] = {};
-    constexpr Masks() {
-      for (int r = 0; r < kTileRows; ++r) row[r][r] = 1;
-    }
-  } masks;
-  F16 sum = F16::splat(0), other = sum;  // in turns, so that one addition need not wait for the other
-  each_correction(list, [&](uint64_t place, float by) {
-    const F16 next = fma(F16::splat(by * x[place / kTileRows]), F16::load(masks.row[place % kTileRows]), sum);
-    sum = other;
-    other = next;
-  });
-  (sum + other).store(y);
+  constexpr int kBits = CorrectionList::kBits;
+  const F16 one = F16::splat(1), most = F16::splat(CorrectionList::kMaxUnit), times = F16::splat(1 << kBits);
+  F16 sum = F16::splat(0), unit = F16::splat(1.0f / (1 << kBits));
+  I16 column = I16::zero();
+  for (int64_t k = 0; k < list.steps; ++k) {
+    const I16 entry = I16::u8(list.entries + k * kTileRows), gap = entry.template above<kBits>();
+    unit = gap.zero_selects(smaller(unit * times, most), one);
+    column = column + gap;
+    sum = fma(entry.template below<kBits>().floats() * unit, column.gather(x), sum);
+  }
+  sum.store(y);
+}
+
+void reorder(const float* x, const uint16_t* order, const uint8_t* index, const float* table, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const F16 v = I16::u16(order + i).gather(x);
+    (index ? v * I16::u8(index + i).gather(table) : v).store(out + i);
+  }
+  for (; i < n; ++i) out[i] = index ? x[order[i]] * table[index[i]] : x[order[i]];
 }
 
 void dot_f16(const float* x, const uint16_t* panel, int64_t k, float* y) {

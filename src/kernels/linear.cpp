@@ -59,12 +59,14 @@ void multiply_all(std::span<const Linear* const> matrices, const float* x, int64
   };
   if (pool.size() == 1) {
     for (size_t i = 0; i < pieces.size(); ++i) run(i);
-    return;
+  } else {
+    std::atomic<size_t> next{0};
+    pool.run([&run, &next, count = pieces.size()] {
+      for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) run(i);
+    });
   }
-  std::atomic<size_t> next{0};
-  pool.run([&run, &next, count = pieces.size()] {
-    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) run(i);
-  });
+  for (const Piece& p : pieces)
+    if (p.t0 == 0) p.matrix->finish(*p.input, n, p.y, pool);
 }
 
 void Linear::multiply(const float* x, int64_t n, float* y, ThreadPool& pool) const {

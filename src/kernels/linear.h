@@ -53,9 +53,11 @@ class Linear {
   /// Matrices with the same cols() and the same key > 0 can share one Input; 0 = none shares it.
   virtual int input_key(int64_t /*n*/) const { return 0; }
   /// The rows of y come in tiles of 16 that can be computed independently: run_tiles writes columns 16 t0 to
-  /// min(16 t1, rows) of y (row stride `ldy`), or as many others when the layout sorts rows; all tiles write all.
+  /// min(16 t1, rows) of y (row stride `ldy`), or keeps them in `input` when the layout sorts rows.
   int64_t tiles() const { return (rows_ + 15) / 16; }
   virtual void run_tiles(int64_t t0, int64_t t1, const Input& input, int64_t n, float* y, int64_t ldy) const = 0;
+  /// After all tiles: layouts that sort rows write y [n][rows].
+  virtual void finish(const Input& /*input*/, int64_t /*n*/, float* /*y*/, ThreadPool& /*pool*/) const {}
 
  protected:
   Linear(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}

@@ -71,27 +71,31 @@ void each_run(const IntTile& tile, Use use) {
   }
 }
 
-/// Corrections of the codes of a tile, 16 bits each: how many places after the one before it is (10 bits; codes lie
-/// column by column, 16 to a column, and the first counts from place -1), then what is added to the code there (6 bits,
-/// signed). Gap 0 adds 64 times as much as the entry before to the same code; gap 1023 with nothing to add leads on.
+/// Corrections of the codes of a tile in steps of 16, one for each row: entry r of a step is row r's next one, 8 bits:
+/// how many columns after the one before it is (6 bits; the first counts from column 0), then what is added to the code
+/// there (2 bits, signed). Gap 0 after an entry adds to the same code, in units 4 times as large; gap 63 with nothing
+/// to add leads on; rows with fewer corrections than others end in zeros.
 struct CorrectionList {
-  static constexpr int kMaxGap = 1023, kBits = 6, kValues = 1 << kBits;
-  const uint16_t* entries = nullptr;
-  int64_t count = 0;
+  static constexpr int kBits = 2, kValues = 1 << kBits, kMaxGap = (1 << (8 - kBits)) - 1;
+  static constexpr float kMaxUnit = 1 << 16;  ///< no code needs larger ones, and zeros at the end must not overflow
+  const uint8_t* entries = nullptr;           ///< [steps][16]
+  int64_t steps = 0;
 };
-/// use(place, what is added to the code there) for all of them.
+/// use(row of the tile, column, what is added to the code there) for all of them.
 template <class Use>
 void each_correction(const CorrectionList& list, Use use) {
   constexpr int kBits = CorrectionList::kBits;
-  int64_t place = -1;
-  for (const uint16_t *entry = list.entries, *end = entry + list.count; entry != end; ++entry) {
-    const int64_t gap = *entry >> kBits;
-    auto by = static_cast<float>(static_cast<int16_t>(*entry << (16 - kBits)) >> (16 - kBits));
-    if (gap == 0) [[unlikely]] {
-      for (const uint16_t* e = entry; *e >> kBits == 0; --e) by *= CorrectionList::kValues;
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    int64_t column = 0;
+    float unit = 1.0f / CorrectionList::kValues;
+    for (int64_t k = 0; k < list.steps; ++k) {
+      const uint8_t entry = list.entries[k * kTileRows + r];
+      const int gap = entry >> kBits, by = static_cast<int8_t>(entry << (8 - kBits)) >> (8 - kBits);
+      const float next = unit * CorrectionList::kValues;
+      unit = gap != 0 ? 1.0f : next < CorrectionList::kMaxUnit ? next : CorrectionList::kMaxUnit;
+      column += gap;
+      if (by != 0) use(r, column, static_cast<float>(by) * unit);
     }
-    place += gap;
-    use(static_cast<uint64_t>(place), by);
   }
 }
 
@@ -119,6 +123,9 @@ struct Ops {
   void (*dot_int)(const IntTile& tile, const IntInput& x, int64_t n, float* y, int64_t ldy);
   /// y[16] = the corrections times x [cols].
   void (*dot_corrections)(const CorrectionList& list, const float* x, float* y);
+  /// out[i] = x[order[i]], times table[index[i]] unless `index` is null.
+  void (*reorder)(const float* x, const uint16_t* order, const uint8_t* index, const float* table, int64_t n,
+                  float* out);
   /// The tile's weights as panel[chunks * 32][16].
   void (*decode_int)(const IntTile& tile, float* panel);
   /// x *= gain / rms(x), out of place: out[n] = x * gain * rsqrt(mean(x^2) + eps).

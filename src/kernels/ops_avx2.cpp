@@ -43,6 +43,38 @@ inline F16 operator+(F16 x, F16 y) { return {_mm256_add_ps(x.a, y.a), _mm256_add
 inline F16 operator-(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 inline F16 operator*(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline F16 fma(F16 x, F16 y, F16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline F16 smaller(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+
+struct I16 {
+  __m256i a, b;
+  static I16 zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static I16 u16(const uint16_t* p) {
+    return {_mm256_cvtepu16_epi32(F16::load128(p)), _mm256_cvtepu16_epi32(F16::load128(p + 8))};
+  }
+  static I16 u8(const uint8_t* p) {
+    const __m128i v = F16::load128(p);
+    return {_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))};
+  }
+  template <int Bits>
+  I16 above() const {
+    return {_mm256_srli_epi32(a, Bits), _mm256_srli_epi32(b, Bits)};
+  }
+  /// The lowest bits as a signed number.
+  template <int Bits>
+  I16 below() const {
+    constexpr int kUp = 32 - Bits;
+    return {_mm256_srai_epi32(_mm256_slli_epi32(a, kUp), kUp), _mm256_srai_epi32(_mm256_slli_epi32(b, kUp), kUp)};
+  }
+  F16 floats() const { return F16::from_i32(a, b); }
+  F16 gather(const float* p) const { return {_mm256_i32gather_ps(p, a, 4), _mm256_i32gather_ps(p, b, 4)}; }
+  F16 zero_selects(F16 x, F16 otherwise) const {
+    const auto one = [](__m256i v, __m256 then, __m256 other) {
+      return _mm256_blendv_ps(other, then, _mm256_castsi256_ps(_mm256_cmpeq_epi32(v, _mm256_setzero_si256())));
+    };
+    return {one(a, x.a, otherwise.a), one(b, x.b, otherwise.b)};
+  }
+};
+inline I16 operator+(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 
 template <bool Table>
 struct Levels {

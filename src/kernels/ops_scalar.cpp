@@ -163,7 +163,11 @@ void dot_int(const IntTile& t, const IntInput& x, int64_t n, float* y, int64_t l
 
 void dot_corrections(const CorrectionList& list, const float* x, float* y) {
   for (int r = 0; r < kTileRows; ++r) y[r] = 0;
-  each_correction(list, [&](uint64_t place, float by) { y[place % kTileRows] += by * x[place / kTileRows]; });
+  each_correction(list, [&](int64_t r, int64_t column, float by) { y[r] += by * x[column]; });
+}
+
+void reorder(const float* x, const uint16_t* order, const uint8_t* index, const float* table, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = index ? x[order[i]] * table[index[i]] : x[order[i]];
 }
 
 #include "kernels/common_ops.h"  // NOLINT(bugprone-suspicious-include)

@@ -51,6 +51,7 @@ void TileLinear::prepare(const float* x, int64_t n, ThreadPool& pool, std::uniqu
     slot = std::make_unique<TileInput>();
     in = static_cast<TileInput*>(slot.get());
   }
+  if (sorts_rows()) in->sorted = in->sorted_memory.ensure(static_cast<size_t>(n * rows_));
   const Path p = path(n);
   const int64_t padded = padded_cols(), chunks = padded / kChunk;
   const bool ints = p == Path::dot && dot_needs_ints();

@@ -48,6 +48,8 @@ struct TileInput final : Linear::Input {
   Aligned<float> d, s;
   Aligned<uint16_t> bf16;  ///< [n up to 16s][cols up to 32s], zero-padded
   int64_t bf16_stride = 0;
+  float* sorted = nullptr;  ///< y [n][rows] of a layout that sorts rows, until its finish()
+  Aligned<float> sorted_memory;
 };
 
 /// Corrections added to single weights: outliers that override a base. Lists by row.
@@ -78,6 +80,7 @@ class TileLinear : public Linear {
   virtual bool has_dot() const { return false; }
   virtual bool dot_needs_ints() const { return false; }
   virtual void dot(int64_t /*t*/, const TileInput& /*x*/, int64_t /*n*/, float* /*y*/, int64_t /*ldy*/) const {}
+  virtual bool sorts_rows() const { return false; }
   /// Layouts with their own order and factors of columns (ec) say so; `gather` makes one token's x ready for them.
   virtual bool gathers() const { return false; }
   virtual void gather(const float* /*x*/, float* /*out*/) const {}

@@ -12,7 +12,8 @@ constexpr int kParts = 16 / PITH_LANES;  // registers of one panel row
 
 inline VecF load(const float* p) { return *reinterpret_cast<const VecFU*>(p); }
 inline void store(float* p, VecF v) { *reinterpret_cast<VecFU*>(p) = v; }
-inline VecF splat(float f) { return VecF{} + f; }
+// f - 0 is f for every f; 0 + f is not for -0, and would cost an addition.
+inline VecF splat(float f) { return f - VecF{}; }
 
 inline float sum_lanes(VecF v) {
   float s = 0;
