@@ -843,7 +843,7 @@ BlockSession::HeadSquares BlockSession::head_squares() {
     Taps taps;
     taps.stop_after = "attn_out";
     taps.rope = [&](const Tensor& q, const Tensor& k) {
-      const auto squares = [](const Tensor& x) { return x.square().sum({0, 2}, false, at::kDouble); };
+      const auto squares = [](const Tensor& x) { return x.square().sum({2, 0}, false, at::kDouble); };
       const Tensor of_q = squares(q), of_k = squares(k);
       turns.turn("heads", task, [&] {
         sums.queries = sums.queries.defined() ? sums.queries + of_q : of_q;

@@ -16,7 +16,8 @@ at::Device open_device(const std::string& name) {
                              std::string(::dlerror()) + "); install a torch wheel with CUDA, or leave --device out"));
   try {
     const at::Device device(name);
-    (void)at::zeros({1}, at::TensorOptions().device(device));
+    // libtorch loads its library of factorizations at the first call, which two threads must not do at once.
+    (void)at::linalg_cholesky(at::ones({1, 1}, at::TensorOptions().device(device)));
     return device;
   } catch (const std::exception& e) {
     throw Failure(user_error("device '" + name + "' cannot be used: " + std::string(e.what()).substr(0, 200) +

@@ -2,13 +2,24 @@
 
 #include <atomic>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <vector>
 
 namespace pith {
 namespace {
+
 thread_local bool inside_task = false;
+/// Threads of a call that has no more tasks for them; calls inside its last tasks take them.
+std::atomic<int> spare{0};
+
+bool take_spare() {
+  int n = spare.load();
+  while (n > 0 && !spare.compare_exchange_weak(n, n - 1)) continue;
+  return n > 0;
+}
+
 }  // namespace
 
 OneThread::OneThread() : before_(at::get_num_threads()) {
@@ -21,11 +32,11 @@ OneThread::~OneThread() {
 
 void parallel_tasks(int64_t n, const std::function<void(int64_t)>& body, unsigned threads) {
   if (n <= 0) return;
-  if (threads == 0) threads = static_cast<unsigned>(at::get_num_threads());
-  if (inside_task) threads = 1;
-  threads = static_cast<unsigned>(std::min<int64_t>(threads, n));
+  const bool nested = inside_task;
+  const int64_t limit = threads == 0 ? std::numeric_limits<int64_t>::max() : threads;
+  const int64_t all = nested ? 1 : threads == 0 ? at::get_num_threads() : threads;
   const OneThread one;
-  if (threads == 1) {
+  if (limit == 1 || (nested && n == 1) || (!nested && all == 1)) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }
@@ -35,7 +46,8 @@ void parallel_tasks(int64_t n, const std::function<void(int64_t)>& body, unsigne
   std::mutex mutex;
   int64_t first_failed = n;
   std::exception_ptr error;
-  auto work = [&] {
+  std::vector<std::thread> helpers;
+  const std::function<void(bool)> work = [&](bool caller) {
     const bool outer = inside_task;
     inside_task = true;
     const at::AutoGradMode mode(grad);
@@ -43,6 +55,9 @@ void parallel_tasks(int64_t n, const std::function<void(int64_t)>& body, unsigne
     while (!failed) {
       const int64_t i = next.fetch_add(1);
       if (i >= n) break;
+      if (nested && caller)
+        while (static_cast<int64_t>(helpers.size()) + 1 < std::min(limit, n - i) && take_spare())
+          helpers.emplace_back([&work] { work(false); });
       try {
         body(i);
       } catch (...) {
@@ -55,12 +70,14 @@ void parallel_tasks(int64_t n, const std::function<void(int64_t)>& body, unsigne
       }
     }
     inside_task = outer;
+    if (!nested || !caller) spare.fetch_add(1);
   };
-  std::vector<std::thread> helpers;
-  helpers.reserve(threads - 1);
-  for (unsigned t = 1; t < threads; ++t) helpers.emplace_back(work);
-  work();
+  const int64_t begin = std::min(all, n);
+  spare.fetch_add(static_cast<int>(all - begin));
+  for (int64_t t = 1; t < begin; ++t) helpers.emplace_back([&work] { work(false); });
+  work(true);
   for (auto& helper : helpers) helper.join();
+  if (!nested) spare.fetch_sub(static_cast<int>(all));
   if (error) std::rethrow_exception(error);
 }
 

@@ -27,7 +27,8 @@ class OneThread {
 };
 
 /// Calls body(i) for all i in [0, n), handed out in ascending order to `threads` threads (0 = at::get_num_threads()),
-/// tensor operations on one thread each. Inside another such call, or under OneThread, it is a plain loop. Grad mode is
+/// tensor operations on one thread each. Under OneThread it is a plain loop; inside another such call it begins as one,
+/// and threads for which that call has no tasks left join it, so that one large task does not end alone. Grad mode is
 /// that of the caller. The exception of the smallest failing i is thrown after all threads have stopped.
 void parallel_tasks(int64_t n, const std::function<void(int64_t)>& body, unsigned threads = 0);
 

@@ -108,7 +108,7 @@ TEST_P(Calibrate, EqualsTheWholeModelInOnePiece) {
     }
   }
   const EndStatistics ends = statistics->ends();
-  EXPECT_LT(relative_gap(ends.head_fisher * n, d.head_gradient.to(at::kDouble).square().sum({0, 1})), 1e-4);
+  EXPECT_LT(relative_gap(ends.head_fisher * n, d.head_gradient.to(at::kDouble).square().sum({1, 0})), 1e-4);
   const Tensor h = d.head_input.view({-1, f.config.hidden}).to(at::kDouble);
   EXPECT_LT(relative_gap(ends.head_input.second(), at::mm(h.t(), h) / 60.0), 1e-5);
   Tensor expected = at::zeros({f.config.vocab}, at::kDouble), count = at::zeros({f.config.vocab}, at::kLong);
@@ -176,7 +176,7 @@ TEST(Fisher, LabelsAreDrawnFromTheModel) {
     top.mutable_grad() = Tensor();
     logp.select(2, v).sum().backward({}, /*retain_graph=*/true);
     const Tensor p = logp.detach().select(2, v).exp().to(at::kDouble).unsqueeze(2);
-    expected += (top.grad().to(at::kDouble).square() * p).sum({0, 1});
+    expected += (top.grad().to(at::kDouble).square() * p).sum({1, 0});
   }
   expected /= 16;
   CalibrationOptions options;

@@ -3,6 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <thread>
 
 namespace pith {
 namespace {
@@ -19,6 +24,29 @@ TEST(ParallelTasks, VisitsEachTaskOnceOnOneThreadEach) {
   for (const auto& s : seen) EXPECT_EQ(s.load(), 1);
   EXPECT_EQ(widest.load(), 1);
   EXPECT_EQ(at::get_num_threads(), 3);
+}
+
+// Three threads and one task: the two others join the call inside it, once each, and are gone afterwards.
+TEST(ParallelTasks, IdleThreadsJoinACallInsideTheLastTask) {
+  at::set_num_threads(3);
+  for (int round = 0; round < 20; ++round) {
+    std::mutex mutex;
+    std::condition_variable entered;
+    std::set<std::thread::id> threads;
+    std::vector<std::atomic<int>> seen(50);
+    parallel_tasks(1, [&](int64_t) {
+      parallel_tasks(50, [&](int64_t i) {
+        ++seen[static_cast<size_t>(i)];
+        EXPECT_EQ(at::get_num_threads(), 1);
+        std::unique_lock lock(mutex);
+        threads.insert(std::this_thread::get_id());
+        entered.notify_all();
+        entered.wait_for(lock, std::chrono::seconds(20), [&] { return threads.size() == 3; });
+      });
+    });
+    EXPECT_EQ(threads.size(), 3u);
+    for (const auto& s : seen) EXPECT_EQ(s.load(), 1);
+  }
 }
 
 TEST(ParallelTasks, ThrowsTheFirstFailure) {
