@@ -212,6 +212,7 @@ void Compressor::calibrate_model(int64_t sequences, int64_t fisher_sequences) {
   options.fisher_sequences = n.row_fisher ? std::min<int64_t>(fisher_sequences, calibration_.tokens.size(0)) : 0;
   options.seed = request_.seed;
   options.device = device_;
+  if (request_.memory > 0) options.memory = request_.memory;
   options.cache_folder = cache_folder(request_);
   statistics_ = calibrate(*weights_, calibration_.tokens, options, progress_);
 }

@@ -33,9 +33,10 @@ struct CompressRequest {
   bool embeddings = true;      ///< embedding and head are compressed too (with one given method: only if asked)
   MethodSpec ends;             ///< with one given method: what embedding and head get instead; empty method: the same
   std::string calibration;     ///< engine/calibration_text.h
-  int64_t calibration_sequences = 128, fisher_sequences = 48, sequence_length = 512;
+  int64_t calibration_sequences = 96, fisher_sequences = 32, sequence_length = 512;
   uint64_t seed = 0;
   unsigned threads = 0;
+  uint64_t memory = 0;                  ///< that activations of the calibration may take; 0: activation_memory()
   std::string work_folder;              ///< empty: OUTPUT + ".work"
   int64_t share = 1, shares = 1;        ///< of the units; share 1 decides and writes, the others only fit for it
   std::string cache_folder;             ///< statistics by content hash; empty: ~/.cache/pith

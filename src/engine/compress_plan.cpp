@@ -54,6 +54,40 @@ double Compressor::pilot_step(double bits_per_weight, double* loss, double* seco
   return std::exp2(log_step);
 }
 
+/// Brings a file that is nearly of the asked size there, if it can, by another step for as many matrices as that takes
+/// and no more: a full pass for the last half percent would double the time. A tenth of an octave for a share f of the
+/// weights costs (2 ln 2 / 10)^2 f (1 - f) / 2 of the loss more than one step for all, 0.25 % at most.
+bool Compressor::mended(Done& done, double size, double log_step, const MethodSpec* like) {
+  constexpr double kChange = 0.1, kBytesPerOctave = 0.9 / 8;  // a weight, where few codes are 0
+  const auto target = static_cast<double>(target_bytes());
+  const auto fits = [&] { return size <= target && size >= target * 0.996; };
+  const Done one_step = done;
+  const Choice one_choice = choice_;
+  // Blocks far from each other first, so that no part of the model bears all.
+  std::vector<size_t> left;
+  for (const size_t i : all_targets())
+    if (targets_[i].layer >= 0) left.push_back(i);
+  const auto place = [&](size_t i) { return std::fmod(static_cast<double>(targets_[i].layer) * 0.6180339887, 1.0); };
+  std::stable_sort(left.begin(), left.end(), [&](size_t a, size_t b) { return place(a) > place(b); });
+  while (!fits()) {
+    const double missing = target * 0.998 - size, change = missing < 0 ? kChange : -kChange;
+    std::vector<size_t> next;
+    for (double found = 0; found < std::fabs(missing); left.pop_back()) {
+      if (left.empty()) {
+        done = one_step, choice_ = one_choice;
+        return false;
+      }
+      next.push_back(left.back());
+      found += weights_of_targets({left.back()}) * kChange * kBytesPerOctave;
+    }
+    for (const size_t i : next) choice_[i] = ec_recipe(std::exp2(log_step + change), like);
+    const Done again = run_units(choice_, next, "adjust");
+    for (const size_t i : next) done.unit[i] = again.unit[i], done.loss[i] = again.loss[i];
+    size = static_cast<double>(measure_bytes(done));
+  }
+  return true;
+}
+
 /// The end of a run that nothing can bring under its budget; its units are of no use to another one.
 void Compressor::out_of_reach(double smallest) {
   must(work_->remove());
@@ -86,7 +120,7 @@ Compressor::Done Compressor::solve_step() {
     step = pilot_step(std::max(0.3, (share * target * 0.998 - others) * 8 / weights), nullptr, nullptr);
   }
   stage("plan");
-  // Full passes until the file fits: log size is close to linear in log step, so a secant gets there in two or three.
+  // Full passes until the file fits, or nearly so: log size is close to linear in log step.
   double log_step = std::log2(step), last_log = 0, last_size = 0, best_log = 0;
   bool have_last = false, have_best = false;
   double low = -60, high = 60;  // bracket of the answer in log step
@@ -113,6 +147,7 @@ Compressor::Done Compressor::solve_step() {
       continue;
     }
     const auto size = static_cast<double>(measure_bytes(done));
+    if (!by_ram() && mended(done, size, log_step, like)) return done;
     const bool stuck = size > 0.999 * smallest && log_step > last_log;  // coarser steps do not make it smaller any more
     smallest = std::min(smallest, size);
     if (size <= target) {

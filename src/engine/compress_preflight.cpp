@@ -38,7 +38,7 @@ uint64_t Compressor::expected_memory() const {
   std::sort(fits.rbegin(), fits.rend());
   for (size_t i = 0; i < std::min(threads, fits.size()); ++i) block += fits[i];
   for (const auto& [input, width] : block_inputs(model_.config, 0)) block += static_cast<uint64_t>(2 * width * width);
-  const uint64_t allowance = activation_memory();
+  const uint64_t allowance = request_.memory > 0 ? request_.memory : activation_memory();
   const auto tokens =
       static_cast<uint64_t>(request_.sequence_length * (request_.calibration_sequences + request_.fisher_sequences));
   const uint64_t activations = std::min(allowance / 2, 4 * tokens * static_cast<uint64_t>(model_.config.hidden)) +

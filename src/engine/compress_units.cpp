@@ -191,6 +191,7 @@ Compressor::Done Compressor::run_sequential(const Choice& choice, const std::vec
   BlockSession::Options options;
   options.compute = Compute::automatic;
   options.device = device_;
+  if (request_.memory > 0) options.memory = request_.memory;
   options.prefix_embedding = prefix.get();
   BlockSession session(*weights_, calibration_.tokens, options);
   const auto name_of = [&](size_t i) { return "seq|" + targets_[i].name + "|" + choice[i].print(); };

@@ -83,6 +83,7 @@ class Compressor {
   [[noreturn]] void out_of_reach(double smallest);
   double pilot_step(double bits_per_weight, double* loss, double* seconds);
   Done solve_step();
+  bool mended(Done& done, double size, double log_step, const MethodSpec* like);
   uint64_t unit_bytes(const Node& node) const;
   std::vector<Recipe> allowed_options();
   std::vector<Done> measure_options(const std::vector<Recipe>& options, const std::vector<size_t>& which, bool commit,

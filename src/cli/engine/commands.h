@@ -17,7 +17,7 @@ int claim_command(const Arguments& arguments);
 /// Options that compress and the single methods share, and how they end up in a request.
 struct CompressOptions {
   CompressRequest request;
-  std::string size, ram, bits, max_loss, eval, units;
+  std::string size, ram, bits, max_loss, memory, eval, units;
   bool dry_run = false, json = false;
   CommonOptions common;
 

@@ -64,6 +64,10 @@ void CompressOptions::add_to(CLI::App& app, const Method* method) {
                  "Where calibration, factors and tuning run: cpu, or cuda when libtorch has it")
       ->capture_default_str()
       ->type_name("DEVICE");
+  app.add_option("--memory", memory,
+                 "What activations of the calibration may take; beyond it they go to files and fewer threads work "
+                 "[1 GiB, or half a GiB a thread]")
+      ->type_name("SIZE");
   app.add_option("--seed", request.seed, "Seed of everything random")->capture_default_str()->type_name("N");
   app.add_option("--eval", eval, "Held-out texts to measure on, with commas; default: the built-in ones")
       ->type_name("FILES");
@@ -98,6 +102,7 @@ void CompressOptions::finish(const std::string& command, const Arguments& argume
   };
   if (!size.empty()) set(size, Budget::Kind::size, static_cast<double>(must(parse_size(size).context("--size"))));
   if (!ram.empty()) set(ram, Budget::Kind::ram, static_cast<double>(must(parse_size(ram).context("--ram"))));
+  if (!memory.empty()) request.memory = must(parse_size(memory).context("--memory"));
   if (!max_loss.empty()) {
     const double value = must(parse_share(max_loss).context("--max-loss"));
     if (!(value > 0)) throw Failure(user_error("--max-loss: '" + max_loss + "' allows no loss at all; ask for more"));
