@@ -41,7 +41,7 @@ struct CompressRequest {
   int64_t share = 1, shares = 1;        ///< of the units; share 1 decides and writes, the others only fit for it
   std::string cache_folder;             ///< statistics by content hash; empty: ~/.cache/pith
   std::vector<std::string> eval_texts;  ///< held-out texts for the report; empty: the built-in ones
-  int64_t eval_chunks = 16;             ///< chunks of 512 tokens a text; 0: do not measure
+  int64_t eval_chunks = 12;             ///< chunks of 512 tokens a text; 0: do not measure
   std::string report;                   ///< HTML file for the report, and JSON beside it; empty: none
   bool force = false, restart = false, keep_work = false;
   std::string command, version, date, machine;  ///< for the report
