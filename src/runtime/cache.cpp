@@ -89,6 +89,22 @@ Result<KvPlan> parse_cache(std::string_view text) {
   return plan;
 }
 
+Result<KvStage> evicting(std::unique_ptr<KvPolicy> policy, const Options& options, int64_t window) {
+  KvStage stage;
+  PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
+  stage.policy = std::move(policy);
+  stage.window = window;
+  return stage;
+}
+
+KvStage scaled_codes(uint8_t bits, const Options& options) {
+  const KvGrid grid{bits, false, true, 32};
+  KvStage stage;
+  stage.format = KvFormat{KvFormat::Kind::coded, options.flag("rotate"), grid, grid};
+  stage.window = options.integer("window");
+  return stage;
+}
+
 KvDriver::KvDriver(KvPlan plan, const Lm& lm) : plan_(std::move(plan)), lm_(&lm) {
   const KvStore empty = lm.new_kv();
   shape_ = empty.shape();
@@ -104,10 +120,9 @@ Result<KvDriver> KvDriver::create(KvPlan plan, const Lm& lm) {
   return driver;
 }
 
-KvFormat KvDriver::target() const {
-  const KvFormat plain{type_ == KvType::f32 ? KvFormat::Kind::f32 : KvFormat::Kind::f16};
-  return plan_.stage.format.value_or(plain);
-}
+KvFormat KvDriver::plain() const { return {type_ == KvType::f32 ? KvFormat::Kind::f32 : KvFormat::Kind::f16}; }
+
+KvFormat KvDriver::target() const { return plan_.stage.format.value_or(plain()); }
 
 // Bytes of one more token in all heads, and of those that do not shrink.
 static double token_bytes(const KvShape& shape, const KvFormat& format) {
@@ -125,14 +140,13 @@ int64_t KvDriver::entries(int64_t tokens) const {
   }
   if (b.kind != KvBudget::Kind::bytes) return tokens;
   const double heads = static_cast<double>(shape_.heads) * static_cast<double>(shape_.layers.size());
-  const KvFormat plain{type_ == KvType::f32 ? KvFormat::Kind::f32 : KvFormat::Kind::f16};
   // Each entry has its position (there are gaps) and the sums that are carried; two segments a head.
   const KvPolicy::Wants wants = plan_.stage.policy != nullptr ? plan_.stage.policy->wants() : KvPolicy::Wants{};
   const double beside =
       heads * (4.0 + (wants.mass ? 4.0 : 0.0) + (wants.recent > 0 ? 4.0 : 0.0) + (wants.bias ? 4.0 : 0.0));
   const auto window = plan_.stage.format ? static_cast<double>(plan_.stage.window + target().group() - 1) : 0.0;
   const double fixed = heads * 2 * static_cast<double>(kKvSegmentHeader) +
-                       window * (token_bytes(shape_, plain) - token_bytes(shape_, target()));
+                       window * (token_bytes(shape_, plain()) - token_bytes(shape_, target()));
   const double room = (b.value - fixed) / (token_bytes(shape_, target()) + beside);
   return std::min(tokens, static_cast<int64_t>(std::floor(std::max(room, 0.0))));
 }
@@ -148,12 +162,11 @@ Status KvDriver::check(int64_t prompt_tokens) const {
 }
 
 uint64_t KvDriver::prompt_bytes(int64_t prompt_tokens) const {
-  const KvFormat plain{type_ == KvType::f32 ? KvFormat::Kind::f32 : KvFormat::Kind::f16};
   const auto n = static_cast<double>(prompt_tokens);
   if (plan_.stage.policy != nullptr || !plan_.stage.format)
-    return static_cast<uint64_t>(n * token_bytes(shape_, plain));
+    return static_cast<uint64_t>(n * token_bytes(shape_, plain()));
   const double window = std::min(n, static_cast<double>(plan_.stage.window) + 512);
-  return static_cast<uint64_t>(window * token_bytes(shape_, plain) + (n - window) * token_bytes(shape_, target()));
+  return static_cast<uint64_t>(window * token_bytes(shape_, plain()) + (n - window) * token_bytes(shape_, target()));
 }
 
 Status KvDriver::begin(KvStore& kv, int64_t prompt_tokens) {

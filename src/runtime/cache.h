@@ -81,6 +81,11 @@ struct KvStage {
   int64_t window = 0;                ///< newest tokens that stay as they are
 };
 
+/// A policy within options' `budget`.
+Result<KvStage> evicting(std::unique_ptr<KvPolicy> policy, const Options& options, int64_t window = 0);
+/// Codes of `bits` with a scale for 32 channels of a token, after options' `rotate` and `window`.
+KvStage scaled_codes(uint8_t bits, const Options& options);
+
 /// A method of the family `cache`: `const KvMethod& <name>_cache()` beside its `<name>_method()`.
 struct KvMethod {
   std::string_view name;
@@ -123,6 +128,7 @@ class KvDriver {
 
  private:
   KvDriver(KvPlan plan, const Lm& lm);
+  KvFormat plain() const;
   KvFormat target() const;
   Status roll(KvStore& kv, ThreadPool& pool) const;
   Status compress(KvStore& kv, ThreadPool& pool) const;

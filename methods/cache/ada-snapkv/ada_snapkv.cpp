@@ -77,12 +77,9 @@ struct AdaSnapKv final : KvPolicy {
 }  // namespace
 
 const KvMethod& ada_snapkv_cache() {
-  static const KvMethod method{"ada-snapkv", [](const Options& options) -> Result<KvStage> {
-                                 KvStage stage;
-                                 PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
-                                 stage.policy = std::make_unique<AdaSnapKv>(options);
-                                 stage.window = options.integer("window");
-                                 return stage;
+  static const KvMethod method{"ada-snapkv", [](const Options& options) {
+                                 return evicting(std::make_unique<AdaSnapKv>(options), options,
+                                                 options.integer("window"));
                                }};
   return method;
 }

@@ -158,12 +158,8 @@ struct Ems final : KvPolicy {
 }  // namespace
 
 const KvMethod& ems_cache() {
-  static const KvMethod method{"ems", [](const Options& options) -> Result<KvStage> {
-                                 KvStage stage;
-                                 PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
-                                 stage.policy = std::make_unique<Ems>(options);
-                                 stage.window = options.integer("window");
-                                 return stage;
+  static const KvMethod method{"ems", [](const Options& options) {
+                                 return evicting(std::make_unique<Ems>(options), options, options.integer("window"));
                                }};
   return method;
 }

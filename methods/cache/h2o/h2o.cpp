@@ -29,11 +29,8 @@ struct HeavyHitters final : KvPolicy {
 }  // namespace
 
 const KvMethod& h2o_cache() {
-  static const KvMethod method{"h2o", [](const Options& options) -> Result<KvStage> {
-                                 KvStage stage;
-                                 PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
-                                 stage.policy = std::make_unique<HeavyHitters>(options.real("recent"));
-                                 return stage;
+  static const KvMethod method{"h2o", [](const Options& options) {
+                                 return evicting(std::make_unique<HeavyHitters>(options.real("recent")), options);
                                }};
   return method;
 }

@@ -15,13 +15,8 @@ constexpr Param kParams[] = {
 }  // namespace
 
 const KvMethod& q4_cache() {
-  static const KvMethod method{"q4", [](const Options& options) -> Result<KvStage> {
-                                 const KvGrid grid{4, false, true, 32};
-                                 KvStage stage;
-                                 stage.format = KvFormat{KvFormat::Kind::coded, options.flag("rotate"), grid, grid};
-                                 stage.window = options.integer("window");
-                                 return stage;
-                               }};
+  static const KvMethod method{"q4",
+                               [](const Options& options) -> Result<KvStage> { return scaled_codes(4, options); }};
   return method;
 }
 

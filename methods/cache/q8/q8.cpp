@@ -15,13 +15,8 @@ constexpr Param kParams[] = {
 }  // namespace
 
 const KvMethod& q8_cache() {
-  static const KvMethod method{"q8", [](const Options& options) -> Result<KvStage> {
-                                 const KvGrid grid{8, false, true, 32};
-                                 KvStage stage;
-                                 stage.format = KvFormat{KvFormat::Kind::coded, options.flag("rotate"), grid, grid};
-                                 stage.window = options.integer("window");
-                                 return stage;
-                               }};
+  static const KvMethod method{"q8",
+                               [](const Options& options) -> Result<KvStage> { return scaled_codes(8, options); }};
   return method;
 }
 

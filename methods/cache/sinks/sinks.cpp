@@ -30,11 +30,8 @@ struct Sinks final : KvPolicy {
 }  // namespace
 
 const KvMethod& sinks_cache() {
-  static const KvMethod method{"sinks", [](const Options& options) -> Result<KvStage> {
-                                 KvStage stage;
-                                 PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
-                                 stage.policy = std::make_unique<Sinks>(options.integer("sinks"));
-                                 return stage;
+  static const KvMethod method{"sinks", [](const Options& options) {
+                                 return evicting(std::make_unique<Sinks>(options.integer("sinks")), options);
                                }};
   return method;
 }

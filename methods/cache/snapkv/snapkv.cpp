@@ -34,12 +34,8 @@ struct SnapKv final : KvPolicy {
 }  // namespace
 
 const KvMethod& snapkv_cache() {
-  static const KvMethod method{"snapkv", [](const Options& options) -> Result<KvStage> {
-                                 KvStage stage;
-                                 PITH_ASSIGN(stage.budget, KvBudget::parse(options.text("budget")));
-                                 stage.policy = std::make_unique<SnapKv>(options);
-                                 stage.window = options.integer("window");
-                                 return stage;
+  static const KvMethod method{"snapkv", [](const Options& options) {
+                                 return evicting(std::make_unique<SnapKv>(options), options, options.integer("window"));
                                }};
   return method;
 }
